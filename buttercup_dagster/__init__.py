@@ -1,0 +1,1 @@
+"""How a task gets prepared: the download engine and the Dagster definitions around it."""

@@ -1,0 +1,120 @@
+"""Every Redis key of this project, and the numbers that belong to them.
+
+The Lua scripts get these names as the table `KEY` (`lua_table`), so that no key is spelt twice.
+Times in keys and fields are UNIX milliseconds by Redis's own clock.
+"""
+
+from __future__ import annotations
+
+from task_api.task import TaskState
+
+PREFIX = "buttercup:"
+
+SCHEMA_VERSION = 1
+"""Version of the layout below; raised when an older program could misread it."""
+
+SCHEMA = PREFIX + "schema"
+"""String: the schema version of this registry."""
+
+SEQUENCE = PREFIX + "sequence"
+"""Counter: how many tasks were ever recorded; gives each its place in every listing."""
+
+TASK = PREFIX + "task:"
+"""Hash per task id: the task and where it stands."""
+
+EVENTS = PREFIX + "events:"
+"""Stream per task id: its timeline, append-only."""
+
+RECENT_EVENTS = PREFIX + "recent_events"
+"""Stream: the latest events of all tasks, trimmed; what `watch` follows."""
+
+INDEX = PREFIX + "index:"
+"""Sorted set per state: ids of the tasks in it, by sequence number."""
+
+DUE = PREFIX + "due"
+"""Sorted set: pending tasks by the time from which they may be claimed."""
+
+LEASES = PREFIX + "leases"
+"""Sorted set: scheduled and downloading tasks by the end of their lease."""
+
+DEADLINES = PREFIX + "deadlines"
+"""Sorted set: live tasks by their deadline."""
+
+DOORBELL = PREFIX + "doorbell"
+"""List of at most one element: pushed when a task becomes pending, to wake whoever waits."""
+
+COUNTERS = PREFIX + "counters"
+"""Hash: succeeded, failed, errored, canceled, and `since`, when they were set to 0."""
+
+WAITING = PREFIX + "waiting"
+"""Set: ready tasks whose consumer has submitted something that is not yet judged."""
+
+MESSAGE = PREFIX + "message:"
+"""Hash per message id: fingerprint of its body and the answer it got."""
+
+CANCELED_AHEAD = PREFIX + "canceled_ahead:"
+"""String per task id: a cancel that came before its task."""
+
+SARIF = PREFIX + "sarif:"
+"""Hash per task id: SARIF broadcasts by their sarif_id."""
+
+READY = PREFIX + "ready"
+"""Stream for consumers: one entry for each task made ready."""
+
+CANCELED = PREFIX + "canceled"
+"""Stream for consumers: one entry for each task cancelled."""
+
+UNMATERIALIZED = PREFIX + "unmaterialized"
+"""Sorted set: ready tasks whose materialization is not confirmed, by when they became ready."""
+
+REMOVALS = PREFIX + "removals"
+"""Set: tasks whose prepared folder is no longer wanted and has to be removed on its machine."""
+
+SENSOR = PREFIX + "sensor"
+"""Hash: when the intake sensor was last seen, and what it saw."""
+
+REAPER = PREFIX + "reaper"
+"""String: when leases were last looked at."""
+
+WORKERS = PREFIX + "workers"
+"""Sorted set: warm workers by the end of their lease."""
+
+CANCELED_AHEAD_MS = 7 * 86_400_000
+"""How long a cancel of an unknown task is remembered (contract: 7 days)."""
+
+MESSAGE_MEMORY_MS = 7 * 86_400_000
+"""How long after the last deadline in a message its answer is remembered."""
+
+MAX_FAILURES = 5
+"""Failed attempts after which a task is errored."""
+
+FIRST_BACKOFF_MS = 5_000
+LONGEST_BACKOFF_MS = 300_000
+
+SCHEDULED_LEASE_MS = 180_000
+"""Lease of a claim while a launcher starts a process for it."""
+
+RUNNING_LEASE_MS = 10_000
+"""Lease of a running attempt; renewed well before it ends."""
+
+REAPER_GAP_MS = 10_000
+"""When nobody looked at leases for this long, those that ran out meanwhile get one extension."""
+
+RECENT_EVENTS_KEPT = 10_000
+MAX_URLS_PER_SOURCE = 8
+
+
+def index(state: TaskState) -> str:
+    """Key of the index of one state."""
+    return INDEX + state
+
+
+def lua_table() -> str:
+    """The keys and numbers above as a Lua chunk that defines the table `KEY`."""
+    entries = []
+    for name, value in globals().items():
+        if name.isupper() and isinstance(value, str):
+            entries.append(f"{name}='{value}'")
+        elif name.isupper() and isinstance(value, int):
+            entries.append(f"{name}={value}")
+    return "local KEY = {" + ", ".join(entries) + "}\n"

@@ -1,0 +1,189 @@
+-- What every script of the registry shares. `KEY` (names of keys, numbers) stands before this chunk.
+-- Redis runs a script whole, so nothing here is ever half-done. A script may be sent twice when a
+-- connection breaks: each move finds its own earlier success and answers the same.
+
+local ALLOWED = {
+  pending = {new = true, scheduled = true, downloading = true, errored = true, failed = true},
+  scheduled = {pending = true},
+  downloading = {pending = true, scheduled = true},
+  ready = {downloading = true},
+  succeeded = {ready = true},
+  failed = {ready = true},
+  errored = {new = true, pending = true, scheduled = true, downloading = true, ready = true},
+  canceled = {new = true, pending = true, scheduled = true, downloading = true, ready = true},
+  expired = {pending = true, scheduled = true, downloading = true, ready = true},
+}
+local LIVE = {pending = true, scheduled = true, downloading = true, ready = true}
+local LEASED = {scheduled = true, downloading = true}
+local COUNTED = {succeeded = true, failed = true, errored = true, canceled = true}
+
+local clock = redis.call('TIME')
+local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+-- Lua's own conversion would write a time as 1.7e+12.
+local function digits(number)
+  return string.format('%.0f', number)
+end
+
+local function read(id, ...)
+  return redis.call('HMGET', KEY.TASK .. id, ...)
+end
+
+-- Appends to the task's timeline; `fields` is a flat list of names and values.
+local function emit(id, kind, fields)
+  local entry = {'kind', kind}
+  for i = 1, #(fields or {}), 2 do
+    if fields[i + 1] and fields[i + 1] ~= '' then
+      entry[#entry + 1] = fields[i]
+      entry[#entry + 1] = fields[i + 1]
+    end
+  end
+  redis.call('XADD', KEY.EVENTS .. id, '*', unpack(entry))
+  redis.call('XADD', KEY.RECENT_EVENTS, 'MAXLEN', '~', KEY.RECENT_EVENTS_KEPT, '*',
+    'task_id', id, unpack(entry))
+end
+
+local function ring()
+  if redis.call('LLEN', KEY.DOORBELL) == 0 then
+    redis.call('RPUSH', KEY.DOORBELL, '1')
+  end
+end
+
+local function count(name)
+  redis.call('HSETNX', KEY.COUNTERS, 'since', digits(NOW))
+  redis.call('HINCRBY', KEY.COUNTERS, name, 1)
+end
+
+-- One entry for consumers, with what they need to find and judge the task.
+local function publish(stream, id)
+  local task = read(id, 'path', 'machine', 'deadline_ms', 'type', 'project_name', 'focus', 'metadata')
+  redis.call('XADD', stream, '*', 'task_id', id, 'path', task[1] or '', 'machine', task[2] or '',
+    'deadline_ms', task[3], 'type', task[4], 'project_name', task[5], 'focus', task[6],
+    'metadata', task[7])
+end
+
+-- The one place where a task changes its state. `set` holds further fields of the task ('' clears
+-- one); `event` and `about` are the entry in its timeline. `set.lease_ms` is the length of the new
+-- lease, `set.not_before_ms` the time from which a pending task may be claimed.
+local function move(id, from, to, set, event, about)
+  if not (ALLOWED[to] and ALLOWED[to][from]) then
+    error('no move from ' .. from .. ' to ' .. to)
+  end
+  set = set or {}
+  local task = KEY.TASK .. id
+  local sequence = redis.call('HGET', task, 'sequence')
+  if from ~= 'new' then
+    redis.call('ZREM', KEY.INDEX .. from, id)
+  end
+  redis.call('ZADD', KEY.INDEX .. to, sequence, id)
+
+  local until_ms = ''
+  if LEASED[to] then
+    until_ms = digits(NOW + set.lease_ms)
+    redis.call('ZADD', KEY.LEASES, until_ms, id)
+  else
+    redis.call('ZREM', KEY.LEASES, id)
+  end
+  set.lease_ms = nil
+  set.lease_until_ms = until_ms
+
+  if to == 'pending' then
+    local due = set.not_before_ms or digits(NOW)
+    redis.call('ZADD', KEY.DUE, due, id)
+    ring()
+  else
+    redis.call('ZREM', KEY.DUE, id)
+    set.not_before_ms = ''
+  end
+
+  if LIVE[to] then
+    redis.call('ZADD', KEY.DEADLINES, redis.call('HGET', task, 'deadline_ms'), id)
+  else
+    redis.call('ZREM', KEY.DEADLINES, id)
+  end
+
+  set.state = to
+  set.updated_ms = digits(NOW)
+  for name, value in pairs(set) do
+    redis.call('HSET', task, name, value)
+  end
+  if to ~= 'ready' and from == 'ready' then
+    redis.call('SREM', KEY.WAITING, id)
+    redis.call('HDEL', task, 'waiting')
+  end
+  if COUNTED[to] then
+    count(to)
+  end
+  emit(id, event, about)
+end
+
+local function grow_token(id)
+  return redis.call('HINCRBY', KEY.TASK .. id, 'token', 1)
+end
+
+-- Ends a task that a person or the clock ends, whatever it was doing.
+local function finish(id, from, to, code, text)
+  local token = grow_token(id)
+  if to == 'expired' then
+    count(from == 'ready' and 'failed' or 'errored')
+  end
+  move(id, from, to, {code = code, text = text}, to,
+    {'from', from, 'token', digits(token), 'code', code, 'text', text})
+  redis.call('ZREM', KEY.UNMATERIALIZED, id)
+  if to == 'canceled' then
+    publish(KEY.CANCELED, id)
+    if (redis.call('HGET', KEY.TASK .. id, 'path') or '') ~= '' then
+      redis.call('SADD', KEY.REMOVALS, id)
+    end
+  end
+end
+
+local function back_off(failures, jitter)
+  return math.min(KEY.LONGEST_BACKOFF_MS, KEY.FIRST_BACKOFF_MS * 2 ^ (failures - 1)) * jitter
+end
+
+-- Ends an attempt that failed for a reason that may pass: pending again after a pause, or errored
+-- when no attempt is left. Counts the failure.
+local function put_back(id, from, code, text, jitter, at_least_ms, retry_until_ms)
+  local task = read(id, 'failures', 'deadline_ms', 'run_id', 'token')
+  local failures = tonumber(task[1]) + 1
+  local not_before = NOW + math.floor(math.max(back_off(failures, jitter), at_least_ms))
+  local last = tonumber(task[2])
+  if retry_until_ms > 0 then
+    last = math.min(last, retry_until_ms)
+  end
+  local about = {'token', task[4], 'run_id', task[3] or '', 'failures', digits(failures),
+    'code', code, 'text', text}
+  if failures >= KEY.MAX_FAILURES or not_before >= last then
+    move(id, from, 'errored', {failures = digits(failures), code = code, text = text},
+      'errored', about)
+    return 'errored'
+  end
+  about[#about + 1] = 'not_before_ms'
+  about[#about + 1] = digits(not_before)
+  move(id, from, 'pending', {failures = digits(failures), code = code, text = text,
+    not_before_ms = digits(not_before)}, 'retry', about)
+  return 'pending'
+end
+
+local function refused(id, stale)
+  local task = read(id, 'state', 'token', 'run_id', 'code', 'text')
+  return {'refused', task[1], task[2], task[3] or '', task[4] or '', task[5] or '',
+    stale and '1' or '0'}
+end
+
+-- The reply that forbids an attempt to go on, or nil when it holds its task: downloading, with
+-- this token.
+local function not_held(id, token)
+  local task = read(id, 'state', 'token')
+  if not task[1] then
+    return {'unknown'}
+  end
+  if task[2] ~= token then
+    return refused(id, true)
+  end
+  if task[1] ~= 'downloading' then
+    return refused(id, false)
+  end
+  return nil
+end

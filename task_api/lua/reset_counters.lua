@@ -1,0 +1,3 @@
+redis.call('DEL', KEY.COUNTERS)
+redis.call('HSET', KEY.COUNTERS, 'since', digits(NOW))
+return 1

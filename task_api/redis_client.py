@@ -1,0 +1,80 @@
+"""The connection to Redis: time-outs, errors in this project's words, and the Lua scripts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import resources
+from typing import Final
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from task_api import keys
+from task_api.task import RegistryUnavailable
+
+CONNECT_TIMEOUT_SECONDS: Final = 2.0
+COMMAND_TIMEOUT_SECONDS: Final = 5.0
+_REFUSALS: Final = re.compile(
+    r"\b(BUSY|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|NOAUTH|NOPERM|WRONGPASS)\b"
+)
+
+LONGEST_BLOCK_SECONDS: Final = 3.0
+"""One blocking read; below the command time-out, so that a dead connection is noticed."""
+
+
+def safe_redis_url(url: str) -> str:
+    """The Redis URL without user and password."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+def connect(url: str) -> redis.Redis:
+    """A client with time-outs that suit a service: no call hangs on a dead Redis.
+
+    Args:
+        url: redis://, rediss:// or unix:// URL.
+    """
+    return redis.Redis.from_url(
+        url,
+        protocol=2,
+        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        socket_timeout=COMMAND_TIMEOUT_SECONDS,
+        health_check_interval=15,
+        # One more try at once: a pooled connection may be from before a restart of Redis.
+        # Every script may be sent twice without harm.
+        retry=Retry(NoBackoff(), 1),
+        retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+    )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise `RegistryUnavailable` for everything that is Redis's trouble and may pass."""
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError) as error:
+        raise RegistryUnavailable(f"Redis cannot be used: {error}") from error
+    except redis.ResponseError as error:
+        # A script's own error text comes with the code of the refusal somewhere inside.
+        if _REFUSALS.search(str(error)):
+            raise RegistryUnavailable(f"Redis refuses the command: {error}") from error
+        raise
+
+
+@cache
+def script_source(script: str) -> str:
+    """The whole text of a script: names of keys, what all scripts share, and itself."""
+    folder = resources.files("task_api") / "lua"
+    return "".join(
+        (
+            keys.lua_table(),
+            (folder / "common.lua").read_text("utf-8"),
+            (folder / f"{script}.lua").read_text("utf-8"),
+        )
+    )

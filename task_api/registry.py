@@ -1,0 +1,648 @@
+"""The task registry: every read and every write of a task in Redis.
+
+Redis is the truth about a task. Each move is one Lua script in `task_api/lua`, which checks the
+state and the fencing token, writes the task, moves it between the per-state indexes, counts,
+appends an event, and rings the doorbell or writes a stream where that applies. So a move happens
+whole or not at all, and whoever is refused learns the state that was found.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Self, cast
+
+import redis
+
+from task_api import keys
+from task_api.records import (
+    Attempt,
+    Claim,
+    Event,
+    Reaped,
+    Receipt,
+    SourceReport,
+    Status,
+    Submission,
+    TaskRecord,
+    Unmaterialized,
+    Verdict,
+    decoded,
+    event_of,
+    record_of,
+)
+from task_api.redis_client import LONGEST_BLOCK_SECONDS, connect, script_source, translated
+from task_api.task import (
+    LIVE_STATES,
+    Outcome,
+    Reason,
+    SchemaMismatch,
+    SourceType,
+    TaskState,
+    TransitionRefused,
+    UnknownTask,
+    normalize_uuid,
+)
+
+__all__ = [
+    "Attempt",
+    "Claim",
+    "Event",
+    "Reaped",
+    "Receipt",
+    "SourceReport",
+    "Status",
+    "Submission",
+    "TaskRecord",
+    "TaskRegistry",
+    "Unmaterialized",
+    "Verdict",
+]
+
+BATCH: Final = 200
+"""How many tasks one call of a sweeping script touches, so that it never holds Redis for long."""
+
+
+class TaskRegistry:
+    """Reads and writes the tasks of one Redis.
+
+    Every method may raise `RegistryUnavailable`. Methods that move a task raise `UnknownTask` or
+    `TransitionRefused` where the move is not allowed. An instance may be shared by threads.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._scripts: dict[str, Any] = {}
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """A registry on a client of its own; nothing is connected before the first call."""
+        return cls(connect(url))
+
+    def close(self) -> None:
+        """Give back the connections."""
+        self._redis.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- the registry as a whole -------------------------------------------------------------
+
+    def initialize(self) -> None:
+        """Mark a new registry with its schema version, or check the mark of an existing one.
+
+        Raises:
+            SchemaMismatch: a newer version of this project wrote the registry.
+        """
+        found = int(self._run("initialize"))
+        if found > keys.SCHEMA_VERSION:
+            raise SchemaMismatch(
+                f"the registry in this Redis has schema version {found}, this program knows "
+                f"version {keys.SCHEMA_VERSION}; update buttercup-orchestrator"
+            )
+
+    def ping(self) -> None:
+        """Return if Redis answers and takes commands."""
+        with translated():
+            self._redis.ping()
+
+    def persistence_warning(self) -> str | None:
+        """What an operator should know when this Redis may forget an answered task, or None."""
+        with translated():
+            try:
+                found = cast(dict[str | bytes, str | bytes], self._redis.config_get("append*"))
+            except redis.ResponseError:  # managed servers refuse CONFIG
+                return None
+        settings = {decoded(name): decoded(value) for name, value in found.items()}
+        if settings.get("appendonly") != "yes":
+            return (
+                "this Redis keeps no append-only file and forgets accepted tasks when it stops; "
+                "set 'appendonly yes' and 'appendfsync always'"
+            )
+        if settings.get("appendfsync") != "always":
+            return (
+                "this Redis may forget the last second of accepted tasks when its machine stops; "
+                "set 'appendfsync always'"
+            )
+        return None
+
+    # --- intake ------------------------------------------------------------------------------
+
+    def accept(
+        self,
+        message_id: str,
+        fingerprint: str,
+        submissions: Sequence[Submission],
+        *,
+        answer: str = "",
+    ) -> Receipt:
+        """Record the tasks of one message, all in one step.
+
+        A valid new task becomes pending, or canceled if its cancel came first. A task with
+        problems is recorded as errored if another one of the message was accepted; else nothing
+        of it is kept. The answer of a message that was accepted is remembered, so that the same
+        message gets it again whatever became of its tasks.
+
+        Args:
+            message_id: UUID of the message, lower-case.
+            fingerprint: digest of the message's body; tells a repeated message from another one
+                that carries the same id.
+            submissions: its tasks in order; may be empty.
+            answer: the text with which success will be answered.
+        """
+        arguments: list[str | bytes | float] = [message_id, fingerprint, answer, len(submissions)]
+        for submission in submissions:
+            task = submission.task
+            spec = task.to_dict()
+            del spec["sources"]
+            arguments += [
+                task.task_id,
+                task.identity,
+                json.dumps(spec),
+                task.deadline_ms,
+                str(task.type),
+                _text(task.project_name),
+                _text(task.focus),
+                json.dumps(task.metadata),
+                "\n".join(map(str, submission.problems)).encode("ascii", "backslashreplace"),
+                len(task.sources),
+            ]
+            for source in task.sources:
+                arguments += [
+                    str(source.type),
+                    source.sha256.encode("ascii", "backslashreplace"),
+                    "\n".join(json.dumps(url) for url in source.urls),
+                ]
+        verdicts = self._run("accept", *arguments)
+        if verdicts[0] == "repeated":
+            return Receipt((), verdicts[1], repeated=True)
+        return Receipt(
+            tuple(
+                Verdict(submission.task.task_id, kind)
+                for submission, kind in zip(submissions, verdicts[1:], strict=True)
+            ),
+            answer,
+        )
+
+    def add_sarif(self, task_id: str, sarif_id: str, broadcast: Mapping[str, Any]) -> bool:
+        """Keep a SARIF broadcast, once for each sarif_id of a task.
+
+        Returns:
+            Whether it is new.
+        """
+        return bool(self._run("sarif", task_id, sarif_id, json.dumps(broadcast)))
+
+    def sarifs(self, task_id: str) -> dict[str, Any]:
+        """The SARIF broadcasts of a task by their sarif_id."""
+        with translated():
+            found = cast(dict[bytes, bytes], self._redis.hgetall(keys.SARIF + task_id))
+        return {name.decode(): json.loads(value) for name, value in found.items()}
+
+    # --- moves -------------------------------------------------------------------------------
+
+    def claim(self, limit: int, *, lease_ms: int = keys.SCHEDULED_LEASE_MS) -> list[Claim]:
+        """Take up to `limit` due pending tasks, the longest waiting first: pending → scheduled.
+
+        Args:
+            limit: how many at the most.
+            lease_ms: how long a start may take, milliseconds; then the task is pending again.
+        """
+        if limit <= 0:
+            return []
+        taken = self._run("claim", min(limit, BATCH), lease_ms)
+        return [Claim(taken[i], int(taken[i + 1])) for i in range(0, len(taken), 2)]
+
+    def start(
+        self,
+        task_id: str,
+        *,
+        run_id: str,
+        machine: str,
+        token: int | None = None,
+        lease_ms: int = keys.RUNNING_LEASE_MS,
+    ) -> Attempt:
+        """Begin an attempt: scheduled or pending → downloading.
+
+        Args:
+            task_id: the task.
+            run_id: the run that will do the work.
+            machine: the host it runs on.
+            token: the claim's token; None to start by hand, which also takes an errored task.
+            lease_ms: lease of the attempt, milliseconds; `renew` it well before it ends.
+
+        Raises:
+            UnknownTask, TransitionRefused: it may not be started (now, or with this token).
+        """
+        reply = self._move(
+            "started", "start", task_id, "" if token is None else token, run_id, machine, lease_ms
+        )
+        record = self.get(task_id)
+        return Attempt(record.task, int(reply[0]), record.failures)
+
+    def renew(self, task_id: str, token: int, *, lease_ms: int = keys.RUNNING_LEASE_MS) -> None:
+        """Extend the lease of a running attempt.
+
+        Raises:
+            UnknownTask, TransitionRefused: the attempt is over; stop and clean up.
+        """
+        self._move("continued", "renew", task_id, token, lease_ms)
+
+    def report_source(
+        self,
+        task_id: str,
+        token: int,
+        source_type: SourceType,
+        state: str,
+        *,
+        sha256: str = "",
+        bytes_: int = 0,
+        files: int | None = None,
+        cache_hit: bool = False,
+    ) -> None:
+        """Note that a source was verified or unpacked; appends an event of that kind.
+
+        Raises:
+            UnknownTask, TransitionRefused: the attempt is over; stop and clean up.
+        """
+        report: dict[str, Any] = {"state": state, "bytes": bytes_, "cache_hit": cache_hit}
+        if files is not None:
+            report["files"] = files
+        self._move(
+            "continued",
+            "report_source",
+            task_id,
+            token,
+            str(source_type),
+            state,
+            json.dumps(report),
+            sha256,
+            bytes_,
+        )
+
+    def ready(self, task_id: str, token: int, *, path: str, machine: str) -> None:
+        """Announce a prepared task: downloading → ready, with the entry in the ready stream.
+
+        May be repeated with the same token: the announcement is made once.
+
+        Args:
+            task_id: the task.
+            token: the attempt's token.
+            path: its folder on that machine.
+            machine: the host that has it.
+
+        Raises:
+            UnknownTask, TransitionRefused: the attempt is over; remove the folder.
+        """
+        self._move("made ready", "ready", task_id, token, _text(path), machine)
+
+    def confirm(self, task_id: str, token: int) -> None:
+        """Return if the attempt with this token is still the one that may publish.
+
+        Raises:
+            UnknownTask, TransitionRefused: it is not; stop and clean up.
+        """
+        self._move("published", "confirm", task_id, token)
+
+    def fail(
+        self,
+        task_id: str,
+        token: int,
+        reason: Reason,
+        *,
+        transient: bool = False,
+        retry_after_ms: int = 0,
+        retry_until_ms: int | None = None,
+    ) -> TaskState:
+        """End an attempt without success: downloading or scheduled → pending or errored.
+
+        A transient failure goes back to pending, to be claimed again after a pause: 5 seconds
+        doubling to 5 minutes, with jitter, at least `retry_after_ms`. It is errored instead when
+        the pause would outlast the deadline or `retry_until_ms`, or at the fifth failure.
+
+        Returns:
+            The new state.
+
+        Raises:
+            UnknownTask, TransitionRefused: the attempt was over already.
+        """
+        reply = self._move(
+            "failed",
+            "fail",
+            task_id,
+            token,
+            reason.code,
+            _text(reason.text),
+            int(transient),
+            retry_after_ms,
+            retry_until_ms or 0,
+            _jitter(),
+        )
+        return TaskState(reply[0])
+
+    def cancel(self, task_id: str, *, reason: Reason | None = None) -> bool:
+        """Cancel a task; one that is not known yet is cancelled when it comes (for 7 days).
+
+        Returns:
+            Whether the task is known.
+
+        Raises:
+            TransitionRefused: the task has ended; there is nothing to cancel. Never raised for a
+                task that is canceled already.
+        """
+        why = reason or Reason("canceled", "cancelled on request")
+        try:
+            self._move("canceled", "cancel", task_id, why.code, _text(why.text))
+        except UnknownTask:
+            return False
+        return True
+
+    def cancel_all(self, *, reason: Reason | None = None) -> int:
+        """Cancel every live task that was recorded before this call.
+
+        Returns:
+            How many were cancelled.
+        """
+        why = reason or Reason("canceled", "cancelled on request, with all others")
+        with translated():
+            last = int(cast(bytes | None, self._redis.get(keys.SEQUENCE)) or 0)
+        canceled = 0
+        for state in LIVE_STATES:
+            while count := int(
+                self._run("cancel_all", str(state), last, BATCH, why.code, _text(why.text))
+            ):
+                canceled += count
+        return canceled
+
+    def retry(self, task_id: str) -> None:
+        """Prepare a task again: errored or failed → pending, with its failures forgotten.
+
+        Raises:
+            UnknownTask, TransitionRefused: it is in another state, its deadline has passed, or it
+                was refused when it was posted.
+        """
+        self._move("retried", "retry", task_id)
+
+    def report_outcome(self, task_id: str, outcome: Outcome, reason: str = "") -> None:
+        """Record what a consumer made of a ready task. The same report may be repeated.
+
+        Raises:
+            UnknownTask, TransitionRefused: the task is not ready, or has another outcome.
+        """
+        self._move("given an outcome", "outcome", task_id, str(outcome), _text(reason))
+
+    def reap(self) -> Reaped:
+        """Expire tasks past their deadline and take back leases that ran out.
+
+        A downloading task whose lease ran out counts a failure; a scheduled one does not. When
+        nobody reaped for a while (Redis was away, say), leases that ran out meanwhile are
+        extended once instead: their holders could not renew them.
+        """
+        expired: list[str] = []
+        returned: list[str] = []
+        errored: list[str] = []
+        more = True
+        while more:
+            more_flag, *moves = self._run("reap", BATCH, _jitter())
+            more = more_flag == "1"
+            for i in range(0, len(moves), 2):
+                {"expired": expired, "pending": returned, "errored": errored}[moves[i]].append(
+                    moves[i + 1]
+                )
+        return Reaped(tuple(expired), tuple(returned), tuple(errored))
+
+    # --- waiting and heartbeats --------------------------------------------------------------
+
+    def wait_for_work(self, timeout_seconds: float) -> bool:
+        """Block until a task may be claimed, a lease or deadline ends, or time is up.
+
+        Returns:
+            Whether there is a reason to look at the registry again.
+        """
+        end = time.monotonic() + timeout_seconds
+        while (left := end - time.monotonic()) > 0:
+            timer_ms = int(self._run("timers"))
+            if timer_ms == 0:
+                return True
+            if timer_ms > 0:
+                left = min(left, timer_ms / 1000)
+            # Redis takes a time-out of 0 for "wait for ever".
+            block = max(0.01, min(left, LONGEST_BLOCK_SECONDS))
+            with translated():
+                if self._redis.blpop([keys.DOORBELL], timeout=block) is not None:
+                    return True
+        return False
+
+    def sensor_seen(self, *, needs_workers: bool, free_slots: int) -> None:
+        """The intake sensor's heartbeat."""
+        self._run("sensor_seen", int(needs_workers), free_slots)
+
+    def announce_worker(self, worker_id: str, *, lease_ms: int = keys.RUNNING_LEASE_MS) -> None:
+        """A warm worker's heartbeat: it counts as live until its lease ends."""
+        self._run("announce_worker", worker_id, lease_ms)
+
+    def retire_worker(self, worker_id: str) -> None:
+        """A warm worker leaves."""
+        with translated():
+            self._redis.zrem(keys.WORKERS, worker_id)
+
+    # --- materializations and folders --------------------------------------------------------
+
+    def unmaterialized(self, *, older_than_ms: int, limit: int = BATCH) -> list[Unmaterialized]:
+        """Ready tasks whose materialization was not confirmed within `older_than_ms`."""
+        with translated():
+            seconds, micros = self._redis.time()
+            latest = seconds * 1000 + micros // 1000 - older_than_ms
+            found = cast(
+                list[tuple[bytes, float]],
+                self._redis.zrange(
+                    keys.UNMATERIALIZED,
+                    0,
+                    latest,
+                    byscore=True,
+                    offset=0,
+                    num=limit,
+                    withscores=True,
+                ),
+            )
+        return [Unmaterialized(task_id.decode(), int(score)) for task_id, score in found]
+
+    def materialized(self, task_id: str) -> None:
+        """Confirm that Dagster has the materialization of a ready task."""
+        with translated():
+            self._redis.zrem(keys.UNMATERIALIZED, task_id)
+
+    def removals(self) -> list[str]:
+        """Tasks whose prepared folder is no longer wanted."""
+        with translated():
+            return sorted(
+                member.decode() for member in cast(set[bytes], self._redis.smembers(keys.REMOVALS))
+            )
+
+    def removed(self, task_id: str) -> None:
+        """Confirm that the folder of a task is gone."""
+        with translated():
+            self._redis.srem(keys.REMOVALS, task_id)
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def get(self, task_id: str) -> TaskRecord:
+        """A task and where it stands.
+
+        Raises:
+            UnknownTask: no such task.
+        """
+        (found,) = self.get_many([task_id])
+        if found is None:
+            raise UnknownTask(task_id)
+        return found
+
+    def get_many(self, task_ids: Sequence[str]) -> list[TaskRecord | None]:
+        """The tasks with these ids, None for an unknown one, in one round trip."""
+        if not task_ids:
+            return []
+        with translated():
+            pipeline = self._redis.pipeline(transaction=False)
+            for task_id in task_ids:
+                pipeline.hgetall(keys.TASK + task_id)
+            hashes = cast(list[dict[bytes, bytes]], pipeline.execute())
+        return [
+            record_of({k.decode(): v.decode() for k, v in fields.items()}) if fields else None
+            for fields in hashes
+        ]
+
+    def page(
+        self, *, state: TaskState | None = None, limit: int = 50, after: str | None = None
+    ) -> list[TaskRecord]:
+        """Tasks in the order in which they were recorded, newest first.
+
+        Args:
+            state: only tasks in this state; None for all, state by state being merged.
+            limit: how many at the most.
+            after: id of the last task of the page before; need not be in `state` any more.
+
+        Raises:
+            UnknownTask: `after` is not known.
+        """
+        highest = "+inf" if after is None else f"({self._sequence(after)}"
+        states = list(TaskState) if state is None else [state]
+        with translated():
+            pipeline = self._redis.pipeline(transaction=False)
+            for one in states:
+                pipeline.zrange(
+                    keys.index(one),
+                    highest,
+                    "-inf",
+                    desc=True,
+                    byscore=True,
+                    offset=0,
+                    num=limit,
+                    withscores=True,
+                )
+            found = cast(list[list[tuple[bytes, float]]], pipeline.execute())
+        merged = sorted((row for rows in found for row in rows), key=lambda row: -row[1])
+        records = self.get_many([task_id.decode() for task_id, _ in merged[:limit]])
+        return [record for record in records if record is not None]
+
+    def _sequence(self, task_id: str) -> int:
+        with translated():
+            found = cast(bytes | None, self._redis.hget(keys.TASK + task_id, "sequence"))
+        if found is None:
+            raise UnknownTask(task_id)
+        return int(found)
+
+    def events(self, task_id: str, *, limit: int = 1000) -> list[Event]:
+        """The timeline of a task, oldest first; of a longer one the latest `limit` events."""
+        with translated():
+            entries = cast(
+                list[tuple[bytes, dict[bytes, bytes]]],
+                self._redis.xrevrange(keys.EVENTS + task_id, count=limit),
+            )
+        return [event_of(entry, task_id) for entry in reversed(entries)]
+
+    def follow(self, after: str = "$", *, block_seconds: float = 1.0) -> list[Event]:
+        """Events of all tasks after a stream id, waiting for the first if there is none.
+
+        Args:
+            after: stream id of the last event seen; `$` for only what is still to come.
+            block_seconds: how long to wait, at most 3 seconds.
+        """
+        block_ms = max(1, int(min(block_seconds, LONGEST_BLOCK_SECONDS) * 1000))
+        with translated():
+            reply = cast(
+                Any, self._redis.xread({keys.RECENT_EVENTS: after}, count=500, block=block_ms)
+            )
+        return [event_of(entry) for _, entries in reply for entry in entries]
+
+    def last_event_id(self) -> str:
+        """Stream id of the latest event of any task; `0-0` if there is none."""
+        with translated():
+            found = cast(Any, self._redis.xrevrange(keys.RECENT_EVENTS, count=1))
+        return str(found[0][0].decode()) if found else "0-0"
+
+    def status(self) -> Status:
+        """Sizes of the indexes, counters and heartbeats, in one round trip."""
+        sizes, counters, numbers, sensor = self._run("status", *TaskState)
+        counted = dict(zip(counters[::2], counters[1::2], strict=True))
+        waiting, workers, now_ms = (int(number) for number in numbers)
+        seen = dict(zip(sensor[::2], sensor[1::2], strict=True))
+        return Status(
+            states={state: int(size) for state, size in zip(TaskState, sizes, strict=True)},
+            succeeded=int(counted.get("succeeded", 0)),
+            failed=int(counted.get("failed", 0)),
+            errored=int(counted.get("errored", 0)),
+            canceled=int(counted.get("canceled", 0)),
+            waiting=waiting,
+            since_ms=int(counted.get("since", now_ms)),
+            now_ms=now_ms,
+            sensor_seen_ms=int(seen["seen_ms"]) if "seen_ms" in seen else None,
+            needs_workers=seen.get("needs_workers") == "1",
+            workers=workers,
+        )
+
+    def reset_counters(self) -> None:
+        """Set the counters to 0; `since` becomes now."""
+        self._run("reset_counters")
+
+    # --- scripts -----------------------------------------------------------------------------
+
+    def _run(self, script: str, *arguments: str | bytes | float) -> Any:
+        registered = self._scripts.get(script)
+        if registered is None:
+            registered = self._redis.register_script(script_source(script))
+            self._scripts[script] = registered
+        with translated():
+            return decoded(registered(args=arguments))
+
+    def _move(
+        self, move: str, script: str, task_id: str, *arguments: str | bytes | float
+    ) -> list[str]:
+        """Run a script that moves one task; its reply is `ok …`, `unknown` or `refused …`."""
+        verdict, *reply = self._run(script, normalize_uuid(task_id), *arguments)
+        if verdict == "ok":
+            return cast(list[str], reply)
+        if verdict == "unknown":
+            raise UnknownTask(task_id)
+        state, token, run_id, code, text, stale = reply
+        raise TransitionRefused(
+            task_id,
+            move,
+            state=TaskState(state),
+            token=int(token),
+            run_id=run_id or None,
+            reason=Reason(code, text) if code else None,
+            stale=stale == "1",
+        )
+
+
+def _jitter() -> str:
+    """A factor for a pause; half of it is random, so that failures do not come back together."""
+    return f"{random.uniform(0.5, 1.0):.4f}"  # noqa: S311 - not a secret
+
+
+def _text(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
