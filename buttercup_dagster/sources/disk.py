@@ -1,0 +1,220 @@
+"""Locks, private folders and removal: what keeps half-done work from being seen or kept.
+
+A lock is a `flock`: the kernel drops it when its process ends, however it ends. So a folder whose
+lock can be taken has no owner any more, and neither age nor process id needs to be judged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from buttercup_dagster.sources.errors import storing
+from buttercup_dagster.sources.stop import Stop
+
+LOCK_POLL_SECONDS = 0.05
+
+_READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def make_folder(path: Path, mode: int = 0o755) -> None:
+    """Make a folder and its parents, if they are not there, with this mode whatever the umask.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    with storing("cannot make the folder", path):
+        for folder in reversed([path, *path.parents]):
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            folder.chmod(mode)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file whole or not at all, durably.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with storing("cannot write the file", path):
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fchmod(file.fileno(), mode)
+                os.fdatasync(file.fileno())
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, link or folder with all it holds; nothing happens if it is not there.
+
+    Raises:
+        StorageError: something in it cannot be removed.
+    """
+    with storing("cannot remove", path):
+        try:
+            is_folder = stat.S_ISDIR(path.lstat().st_mode)
+        except FileNotFoundError:
+            return
+        if is_folder:
+            _remove_folder(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _remove_folder(path: Path) -> None:
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(path, onexc=_open_up_and_retry)
+    else:
+        shutil.rmtree(path, onerror=_retry_as_before_3_12)
+
+
+def _retry_as_before_3_12(
+    function: Callable[..., Any], name: str, error: tuple[type, BaseException, object]
+) -> None:
+    _open_up_and_retry(function, name, error[1])
+
+
+def _open_up_and_retry(_function: Callable[..., Any], name: str, error: BaseException) -> None:
+    """Remove what a folder without permissions kept from being removed."""
+    if isinstance(error, FileNotFoundError):
+        return
+    path = Path(name)
+    for folder in (path.parent, path):
+        if folder.is_dir() and not folder.is_symlink():
+            folder.chmod(0o700)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, stop: Stop | None = None) -> Iterator[None]:
+    """Hold the lock of a file while the block runs; wait for it as long as it takes.
+
+    The file is made if it is not there and is never removed: a lock on a removed file excludes
+    nobody.
+
+    Args:
+        path: the lock file.
+        stop: ends the wait.
+
+    Raises:
+        Stopped, DeadlinePassed: while waiting.
+        StorageError: the file cannot be made or locked.
+    """
+    stop = stop or Stop()
+    with storing("cannot open the lock", path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        while not try_lock(handle):
+            stop.wait(LOCK_POLL_SECONDS)
+            stop.check()
+        yield
+    finally:
+        os.close(handle)
+
+
+def try_lock(handle: int) -> bool:
+    """Take the lock of an open file or folder if nobody holds it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def private_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder (0700) under a random name that is removed at the end of the block.
+
+    It is locked as long as the block runs, so `clean_private_folders` leaves it alone.
+
+    Args:
+        parent: where to make it.
+        prefix: how its name begins.
+
+    Raises:
+        StorageError: it cannot be made or removed.
+    """
+    with storing("cannot make a folder in", parent):
+        path, handle = _new_locked_folder(parent, prefix)
+    try:
+        yield path
+    finally:
+        try:
+            remove_tree(path)
+        finally:
+            os.close(handle)
+
+
+def _new_locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
+    while True:
+        path = parent / f"{prefix}.{secrets.token_hex(8)}"
+        path.mkdir(mode=0o700)
+        # A cleaner may take the folder for a dead one before it is locked; then make another.
+        try:
+            handle = os.open(path, _READ_FOLDER)
+        except FileNotFoundError:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if try_lock(handle) and path.lstat().st_ino == os.fstat(handle).st_ino:
+                os.fchmod(handle, 0o700)
+                return path, handle
+        os.close(handle)
+
+
+def clean_private_folders(parent: Path) -> list[str]:
+    """Remove the private folders that processes left behind when they died.
+
+    Args:
+        parent: the folder given to `private_folder`.
+
+    Returns:
+        The names of what was removed.
+
+    Raises:
+        StorageError: one of them cannot be removed.
+    """
+    removed: list[str] = []
+    with storing("cannot read the folder", parent):
+        paths = sorted(parent.iterdir()) if parent.is_dir() else []
+    for path in paths:
+        try:
+            handle = os.open(path, _READ_FOLDER)
+        except OSError:  # gone meanwhile, or not a folder of ours
+            continue
+        try:
+            if try_lock(handle):
+                remove_tree(path)
+                removed.append(path.name)
+        finally:
+            os.close(handle)
+    return removed

@@ -1,0 +1,76 @@
+"""The limits of a download and the policy that says from where one may be made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MEBIBYTE = 1024 * 1024
+GIBIBYTE = 1024 * MEBIBYTE
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """How much, how long and how often.
+
+    Attributes:
+        max_archive_bytes: an archive above this is refused.
+        connect_seconds: for the name, the connection and the TLS handshake, each.
+        read_seconds: longest silence of a server.
+        stall_seconds: length of the window in which `stall_bytes_per_second` is asked for.
+        stall_bytes_per_second: a slower server is given up, as curl's low-speed limit does.
+        total_seconds: for the whole call; None for no limit but the stop's deadline.
+        attempts: tries per URL in a row that bring no new byte.
+        max_retry_seconds: how long one URL is tried without a new byte; later tries are for
+            whoever repeats the task.
+        backoff_seconds: the first wait is up to this long, each further one up to twice as long.
+        max_backoff_seconds: no wait is longer, unless the server asks for it.
+        max_retry_after_seconds: a server that asks for a longer wait is given up.
+        reserve_bytes: free space that a download must leave on the disk.
+    """
+
+    max_archive_bytes: int = 8 * GIBIBYTE
+    connect_seconds: float = 10.0
+    read_seconds: float = 60.0
+    stall_seconds: float = 60.0
+    stall_bytes_per_second: int = 1024
+    total_seconds: float | None = None
+    attempts: int = 5
+    max_retry_seconds: float = 60.0
+    backoff_seconds: float = 0.5
+    max_backoff_seconds: float = 30.0
+    max_retry_after_seconds: float = 120.0
+    reserve_bytes: int = 64 * MEBIBYTE
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPolicy:
+    """From where an archive may come. Link-local and cloud metadata addresses are never allowed.
+
+    Attributes:
+        allow_file: whether file:// URLs are allowed.
+        file_roots: only regular files below one of these folders; empty for any regular file.
+        block_private_addresses: whether only public addresses may be dialled.
+        source_hosts: if not empty, the only hosts that may be contacted, redirects included.
+            "example.org" is that host, "*.example.org" any host below it.
+    """
+
+    allow_file: bool = False
+    file_roots: tuple[Path, ...] = ()
+    block_private_addresses: bool = False
+    source_hosts: tuple[str, ...] = ()
+
+    def host_allowed(self, host: str) -> bool:
+        """Whether this host may be contacted, as far as its name goes."""
+        if not self.source_hosts:
+            return True
+        host = host.lower().rstrip(".")
+        for entry in self.source_hosts:
+            allowed = entry.lower().rstrip(".")
+            if host == allowed or (allowed.startswith("*.") and host.endswith(allowed[1:])):
+                return True
+        return False
+
+
+DEFAULT_FETCH_LIMITS = FetchLimits()
+DEFAULT_POLICY = FetchPolicy()
