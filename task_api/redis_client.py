@@ -22,6 +22,14 @@ COMMAND_TIMEOUT_SECONDS: Final = 5.0
 _REFUSALS: Final = re.compile(
     r"\b(BUSY|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|NOAUTH|NOPERM|WRONGPASS)\b"
 )
+_TROUBLE: Final = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.NoPermissionError,
+    redis.exceptions.ClusterDownError,
+)
 
 LONGEST_BLOCK_SECONDS: Final = 3.0
 """One blocking read; below the command time-out, so that a dead connection is noticed."""
@@ -48,8 +56,8 @@ def connect(url: str) -> redis.Redis:
         health_check_interval=15,
         # One more try at once: a pooled connection may be from before a restart of Redis.
         # Every script may be sent twice without harm.
-        retry=Retry(NoBackoff(), 1),
-        retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+        # A time-out is not repeated: the caller has waited long enough.
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )
 
 
@@ -58,10 +66,10 @@ def translated() -> Iterator[None]:
     """Raise `RegistryUnavailable` for everything that is Redis's trouble and may pass."""
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError) as error:
+    except _TROUBLE as error:
         raise RegistryUnavailable(f"Redis cannot be used: {error}") from error
     except redis.ResponseError as error:
-        # A script's own error text comes with the code of the refusal somewhere inside.
+        # Older servers wrap the refusal of a command into the script's own error text.
         if _REFUSALS.search(str(error)):
             raise RegistryUnavailable(f"Redis refuses the command: {error}") from error
         raise

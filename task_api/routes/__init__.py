@@ -1,0 +1,1 @@
+"""The routes of the task server, one module for each subject."""
