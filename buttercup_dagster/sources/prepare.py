@@ -89,6 +89,7 @@ class SourceEvent:
         cache_hit: whether it was here.
         sha256: its digest; empty until verified, if the task does not state it.
         seconds: what the phase took; 0 while fetching.
+        files: regular files in its tree; None until unpacked.
     """
 
     source_type: SourceType
@@ -99,6 +100,7 @@ class SourceEvent:
     cache_hit: bool = False
     sha256: str = ""
     seconds: float = 0.0
+    files: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,7 +497,7 @@ class _Sources:
                 with storing("cannot read the archive", obtained.path):
                     manifest = unpack(obtained.path, tree, self._limits, stop=stop)
             seconds = time.monotonic() - started
-            self._tell("unpacked", source, obtained, seconds)
+            self._tell("unpacked", source, obtained, seconds, manifest.files)
             return _Unpacked(obtained, tree, manifest, seconds)
 
     def _obtain(self, source: Source, stop: Stop) -> Obtained:
@@ -521,7 +523,14 @@ class _Sources:
         self._tell("verified", source, obtained, obtained.seconds + obtained.verify_seconds)
         return obtained
 
-    def _tell(self, phase: Phase, source: Source, obtained: Obtained, seconds: float) -> None:
+    def _tell(
+        self,
+        phase: Phase,
+        source: Source,
+        obtained: Obtained,
+        seconds: float,
+        files: int | None = None,
+    ) -> None:
         self._emit(
             SourceEvent(
                 source.type,
@@ -532,6 +541,7 @@ class _Sources:
                 obtained.cache_hit,
                 obtained.sha256,
                 seconds,
+                files,
             )
         )
 

@@ -148,13 +148,19 @@ local function put_back(id, from, code, text, jitter, at_least_ms, retry_until_m
   local task = read(id, 'failures', 'deadline_ms', 'run_id', 'token')
   local failures = tonumber(task[1]) + 1
   local not_before = NOW + math.floor(math.max(back_off(failures, jitter), at_least_ms))
-  local last = tonumber(task[2])
-  if retry_until_ms > 0 then
-    last = math.min(last, retry_until_ms)
-  end
   local about = {'token', task[4], 'run_id', task[3] or '', 'failures', digits(failures),
     'code', code, 'text', text}
-  if failures >= KEY.MAX_FAILURES or not_before >= last then
+  local ends
+  if failures >= KEY.MAX_FAILURES then
+    ends = digits(failures) .. ' attempts have failed'
+  elseif not_before >= tonumber(task[2]) then
+    ends = 'its deadline comes before another try'
+  elseif retry_until_ms > 0 and not_before >= retry_until_ms then
+    ends = 'its URLs expire before another try; post it with fresh ones, then retry'
+  end
+  if ends then
+    text = text .. '; ' .. ends
+    about[#about] = text
     move(id, from, 'errored', {failures = digits(failures), code = code, text = text},
       'errored', about)
     return 'errored'

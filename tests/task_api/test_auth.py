@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import argon2
@@ -26,6 +29,8 @@ from task_api.auth import (
 )
 from task_api.settings import TaskServerSettings
 from tests.support.server import KEY_ID, TOKEN, TOKEN_HASH, Client, TaskServer, basic
+
+NOBODY = 65534
 
 PATHS = [
     ("POST", "/v1/task/"),
@@ -277,8 +282,24 @@ def test_a_home_that_cannot_be_made(home: Path) -> None:
     assert "BUTTERCUP_TASK_SERVER_API_KEY_ID" in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
-def test_a_home_that_may_not_be_written(home: Path) -> None:
-    home.mkdir(mode=0o500)
-    with pytest.raises(KeyUnusable, match="make the folder writable"):
-        resolve_key(TaskServerSettings())
+@contextlib.contextmanager
+def as_ordinary_user() -> Iterator[None]:
+    """Root may write everywhere, so it becomes somebody else for a moment."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_a_home_that_may_not_be_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # pytest's own folder is closed to other users.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        closed = Path(folder) / "home"
+        closed.mkdir(mode=0o555)
+        monkeypatch.setenv("BUTTERCUP_HOME", str(closed))
+        with as_ordinary_user(), pytest.raises(KeyUnusable, match="make the folder writable"):
+            resolve_key(TaskServerSettings())

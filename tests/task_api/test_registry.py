@@ -344,7 +344,7 @@ def test_fifth_failure_ends_the_task(registry: TaskRegistry, client: Any) -> Non
         assert state is (TaskState.ERRORED if number == 5 else TaskState.PENDING)
     record = registry.get(task.task_id)
     assert record.failures == 5
-    assert record.reason == Reason("offline", "no answer")
+    assert record.reason == Reason("offline", "no answer; 5 attempts have failed")
     registry.retry(task.task_id)
     assert registry.get(task.task_id).failures == 0
 

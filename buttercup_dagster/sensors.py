@@ -1,0 +1,131 @@
+"""The sensors: one starts runs for tasks, one brings Dagster in line with the registry."""
+
+import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+
+from buttercup_dagster.assets import ASSET_OF, PREPARED_TASK, TOKEN_TAG, data_version
+from buttercup_dagster.capacity import in_flight, latest_materialization, runs_in_flight
+from buttercup_dagster.intake import take_turn
+from buttercup_dagster.jobs import ingest
+from buttercup_dagster.partitions import tasks
+from buttercup_dagster.reconcile import reconcile
+from buttercup_dagster.resources import Downloader
+from task_api.registry import TaskRecord
+from task_api.task import RegistryUnavailable, SchemaMismatch
+
+CLOCK_SLACK_MS = 60_000
+"""How far the clocks of Redis and of Dagster's machines may be apart, milliseconds."""
+
+
+@dg.sensor(
+    job=ingest,
+    minimum_interval_seconds=1,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Claims pending tasks while there is room, and starts a run for each.",
+)
+def intake_sensor(
+    context: dg.SensorEvaluationContext, downloader: Downloader
+) -> dg.SensorResult | dg.SkipReason:
+    """One turn of the intake; the claims become runs only after it has returned."""
+    registry = downloader.registry
+    try:
+        registry.initialize()
+    except SchemaMismatch as error:
+        return dg.SkipReason(str(error))
+    except RegistryUnavailable:
+        pass  # the turn waits for Redis and reports it
+    turn = take_turn(
+        registry,
+        max_runs=downloader.settings.max_runs,
+        runs_in_flight=lambda: runs_in_flight(context.instance),
+    )
+    if not turn.claims:
+        return dg.SkipReason(turn.saw)
+    return dg.SensorResult(
+        run_requests=[
+            dg.RunRequest(
+                run_key=f"{claim.task_id}:{claim.token}",
+                partition_key=claim.task_id,
+                tags={TOKEN_TAG: str(claim.token)},
+            )
+            for claim in turn.claims
+        ],
+        dynamic_partitions_requests=[
+            tasks.build_add_request([claim.task_id for claim in turn.claims])
+        ],
+    )
+
+
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Adds the materialization of an announced task whose run could not, and removes the "
+        "folders of tasks that were cancelled after they had been announced."
+    ),
+)
+def reconcile_sensor(
+    context: dg.SensorEvaluationContext, downloader: Downloader
+) -> dg.SensorResult | dg.SkipReason:
+    """One look at what is out of line."""
+    instance = context.instance
+
+    def materialized(task_id: str, ready_ms: int) -> bool:
+        found = latest_materialization(instance, PREPARED_TASK, task_id)
+        return found is not None and found.timestamp * 1000 >= ready_ms - CLOCK_SLACK_MS
+
+    try:
+        done = reconcile(
+            downloader.registry,
+            downloader.engine,
+            materialized=materialized,
+            in_flight=lambda task_id: in_flight(instance, task_id),
+        )
+    except RegistryUnavailable as error:
+        return dg.SkipReason(f"{error}; waiting for it")
+    if not done.missing:
+        return dg.SkipReason(str(done))
+    context.log.info(str(done))
+    return dg.SensorResult(
+        asset_events=[event for record in done.missing for event in missing_events(record)],
+        dynamic_partitions_requests=[
+            tasks.build_add_request([record.task.task_id for record in done.missing])
+        ],
+    )
+
+
+def missing_events(record: TaskRecord) -> list[dg.AssetMaterialization]:
+    """The materializations that the run of an announced task could not report.
+
+    Args:
+        record: an announced task.
+
+    Returns:
+        One for each source, then the one of the prepared task.
+    """
+    task_id = record.task.task_id
+    note = {"task_id": task_id, "added_by": "reconcile_sensor"}
+    events = [
+        dg.AssetMaterialization(
+            ASSET_OF[source.type],
+            partition=task_id,
+            metadata={
+                **note,
+                "sha256": source.sha256,
+                "archive_bytes": source.bytes or 0,
+                "url_host": ", ".join(source.hosts),
+            },
+            tags={DATA_VERSION_TAG: source.sha256},
+        )
+        for source in record.sources
+    ]
+    digests = {source.type: source.sha256 for source in record.sources}
+    events.append(
+        dg.AssetMaterialization(
+            PREPARED_TASK,
+            partition=task_id,
+            metadata={**note, "path": dg.MetadataValue.path(record.path or "")},
+            tags={DATA_VERSION_TAG: data_version(digests)},
+        )
+    )
+    return events

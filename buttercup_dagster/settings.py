@@ -1,0 +1,99 @@
+"""Settings of the downloader and of the registry's command."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_settings import SettingsConfigDict
+
+from task_api.settings import (
+    DEFAULT_HOME,
+    DEFAULT_REDIS_URL,
+    CommonSettings,
+    Home,
+    LogLevel,
+    RedisUrl,
+)
+
+GIBIBYTE = 1024**3
+
+
+def _absolute(value: Path | None) -> Path | None:
+    return value.expanduser().absolute() if value is not None else None
+
+
+Folder = Annotated[Path | None, AfterValidator(_absolute)]
+
+
+class DownloaderSettings(CommonSettings):
+    """What fetches, verifies and unpacks the sources of tasks."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BUTTERCUP_DOWNLOADER_", cli_prog_name="buttercup-downloader"
+    )
+
+    redis_url: RedisUrl = DEFAULT_REDIS_URL
+    log_level: LogLevel = "info"
+    home: Home = DEFAULT_HOME
+    tasks_dir: Folder = Field(
+        default=None,
+        description="Folder of the prepared tasks, outside of any git work tree; without one "
+        "tasks/ in the home folder",
+    )
+    store_dir: Folder = Field(
+        default=None,
+        description="Folder of verified archives, on the same disk; without one store/ in the "
+        "home folder",
+    )
+    machine: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        description="Name under which consumers find this machine",
+    )
+    max_runs: int = Field(
+        default=2, ge=1, le=256, description="How many tasks are prepared at the same time"
+    )
+    max_archive_bytes: int = Field(
+        default=8 * GIBIBYTE, ge=1, description="Refuse a larger archive"
+    )
+    max_tree_bytes: int = Field(
+        default=64 * GIBIBYTE, ge=1, description="Refuse an archive that unpacks to more"
+    )
+    max_tree_entries: int = Field(
+        default=2_000_000, ge=1, description="Refuse an archive with more entries"
+    )
+    source_hosts: str | None = Field(
+        default=None,
+        description="Fetch from these hosts only, comma-separated; '*.example.org' for all below",
+    )
+    block_private_addresses: bool = Field(
+        default=False, description="Fetch from public addresses only"
+    )
+
+    @property
+    def allowed_hosts(self) -> tuple[str, ...]:
+        """Patterns of the only hosts to fetch from; empty if all are allowed."""
+        return tuple(name.strip() for name in (self.source_hosts or "").split(",") if name.strip())
+
+    @property
+    def tasks(self) -> Path:
+        """Folder of the prepared tasks."""
+        return self.tasks_dir or self.home / "tasks"
+
+    @property
+    def store(self) -> Path:
+        """Folder of archives and unpacked trees."""
+        return self.store_dir or self.home / "store"
+
+
+class RegistrySettings(CommonSettings):
+    """The command that shows and steers the tasks in Redis."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BUTTERCUP_REGISTRY_", cli_prog_name="buttercup-registry"
+    )
+
+    redis_url: RedisUrl = DEFAULT_REDIS_URL

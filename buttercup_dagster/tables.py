@@ -1,0 +1,69 @@
+"""Tasks as rows for people: the same in the terminal and in Dagster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from task_api.registry import TaskRecord
+from task_api.task import printable
+
+HEADINGS: Final = ("TASK", "STATE", "PROJECT", "TYPE", "DEADLINE")
+
+Row = tuple[str, str, str, str, str]
+
+
+def moment(milliseconds: int) -> str:
+    """A UNIX time in milliseconds as `2026-03-01 12:00`, UTC."""
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M}"
+
+
+def until(milliseconds: int) -> str:
+    """How far a moment is away, in one unit: `in 5 h`, or `2 d ago`."""
+    seconds = milliseconds / 1000 - time.time()
+    shown = span(seconds)
+    return f"in {shown}" if seconds > 0 else f"{shown} ago"
+
+
+def span(seconds: float) -> str:
+    """A stretch of time in one unit, such as `5 h` or `40 s`."""
+    seconds = abs(seconds)
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def task_rows(records: Sequence[TaskRecord]) -> list[Row]:
+    """One row for each task, under `HEADINGS`."""
+    return [
+        (
+            record.task.task_id,
+            str(record.state),
+            printable(record.task.project_name, limit=40),
+            str(record.task.type),
+            until(record.task.deadline_ms),
+        )
+        for record in records
+    ]
+
+
+def plain_table(rows: Sequence[Row]) -> str:
+    """The rows in columns of blanks, for a log."""
+    if not rows:
+        return "no tasks"
+    widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [HEADINGS, *rows]
+    )
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in lines
+    )
