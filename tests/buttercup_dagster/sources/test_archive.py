@@ -11,7 +11,7 @@ import tarfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,6 +39,7 @@ from tests.support.archives import (
     raw_extension,
     symlink,
 )
+from tests.support.trees import difference
 
 Unpack = Callable[..., Manifest]
 DEEP = b"/".join([b"d"] * 3000)
@@ -592,21 +593,6 @@ def rich_tree(root: Path) -> None:
             os.utime(path, (1_600_000_000, 1_600_000_000))
 
 
-def comparable(root: Path) -> Iterator[tuple[object, ...]]:
-    inodes: dict[int, str] = {}
-    for path in sorted(root.rglob("*")):
-        status = path.lstat()
-        name = str(path.relative_to(root))
-        first = inodes.setdefault(status.st_ino, name)
-        if path.is_symlink():
-            yield name, "link", str(path.readlink())
-        elif path.is_dir():
-            yield name, "folder", int(status.st_mtime)
-        else:
-            mode = stat.S_IMODE(status.st_mode) & 0o755 | 0o644
-            yield name, "file", path.read_bytes(), mode, int(status.st_mtime), first
-
-
 @pytest.mark.parametrize(
     "form", ["gnu", "pax", "ustar", "v7", "oldgnu", "python-pax", "python-gnu"]
 )
@@ -629,7 +615,7 @@ def test_tree_equals_that_of_gnu_tar(tmp_path: Path, form: str) -> None:
     theirs.mkdir()
     subprocess.run(["tar", "-C", theirs, "-xpzf", archive], check=True)
     manifest = unpack(archive, tmp_path / "ours")
-    assert list(comparable(tmp_path / "ours")) == list(comparable(theirs))
+    assert difference(tmp_path / "ours", theirs) == []
     assert not manifest.dropped_links
     assert manifest.differences(tmp_path / "ours") == []
 
@@ -660,7 +646,7 @@ def test_damaged_archives_never_become_another_tree(tmp_path: Path) -> None:
         theirs = tmp_path / "theirs"
         theirs.mkdir()
         subprocess.run(["tar", "-C", theirs, "-xpf", archive], check=True, capture_output=True)
-        assert list(comparable(ours)) == list(comparable(theirs))
+        assert difference(ours, theirs) == []
         subprocess.run(["rm", "-r", ours, theirs], check=True)
 
 
