@@ -332,11 +332,11 @@ class Attempt:
 
 def described(event: SourceEvent) -> str:
     """A line about a step of a source, for people."""
-    where = "the store" if event.cache_hit else event.host or "?"
-    return (
-        f"{event.source_type}: {event.phase} in {event.seconds:.2f} s, {event.bytes} bytes from "
-        f"{where}"
-    )
+    if event.files is not None:
+        what = f"{event.files} files"
+    else:
+        what = f"{event.bytes} bytes from {'the store' if event.cache_hit else event.host or '?'}"
+    return f"{event.source_type}: {event.phase} in {event.seconds:.2f} s, {what}"
 
 
 def described_error(error: SourceError) -> str:
