@@ -7,7 +7,7 @@ import dagster as dg
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
 from buttercup_dagster.attempt import AttemptFailed, Run, Withdrawn
-from buttercup_dagster.capacity import latest_materialization
+from buttercup_dagster.materializations import latest_materialization
 from buttercup_dagster.partitions import tasks
 from buttercup_dagster.resources import Preparer
 from buttercup_dagster.sources.prepare import Prepared, PreparedSource

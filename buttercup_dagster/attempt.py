@@ -1,8 +1,8 @@
 """One attempt at a task: start it, keep its lease, do the work, and say how it ended.
 
 A thread beside the work renews the lease; when the registry refuses, somebody cancelled the task
-or took it over, and the work stops. A Redis that is away stops nothing: what has to be recorded
-waits for it.
+or took it over, and the work stops. Another thread reports how far the sources are. So a Redis
+that is away stops nothing: what has to be recorded waits for it, before the folder is published.
 
     ButtercupError
     ├── Withdrawn       the task is no longer this attempt's; nothing failed
@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,8 @@ REDIS_PAUSE_SECONDS: Final = 0.5
 FAREWELL_SECONDS: Final = 5.0
 """How long an interrupted attempt tries to tell the registry; afterwards its lease runs out."""
 
-_QUERY: Final = re.compile(r"\?[^\s'\")>]+")
+_QUERY: Final = re.compile(r"\?\S+")
+_USER: Final = re.compile(r"//[^/@\s]*@")
 
 _T = TypeVar("_T")
 
@@ -140,6 +142,7 @@ class Attempt:
         self._task: Task | None = None
         self._refusal: ButtercupError | None = None
         self._prepared: Prepared | None = None
+        self._reports: list[Future[None]] = []
 
     def run(self) -> Prepared:
         """Prepare the task; whatever happens, the registry learns it or the lease runs out.
@@ -172,7 +175,8 @@ class Attempt:
         heart = threading.Thread(target=self._keep_lease, args=(done,), name="lease", daemon=True)
         heart.start()
         try:
-            self._prepared = self._prepare(task)
+            with ThreadPoolExecutor(1, thread_name_prefix="report") as self._reporter:
+                self._prepared = self._prepare(task)
         finally:
             done.set()
             heart.join()
@@ -237,6 +241,7 @@ class Attempt:
             ) from None
 
     def _confirm(self) -> None:
+        wait(self._reports)
         self._redis.call(lambda: self._registry.confirm(self._task_id, self._token))
 
     def _announce(self, path: Path) -> None:
@@ -247,14 +252,27 @@ class Attempt:
                 )
             )
         except RegistryUnavailable as error:
+            if self._refusal is not None and not self._announced():
+                raise self._refusal from None
             # Nobody knows whether the announcement arrived. A ready task without its folder would
             # be worse than a folder that the next attempt finds in place, so it stays.
             self._log(f"{error}; the folder stays, the announcement is uncertain")
 
+    def _announced(self) -> bool:
+        """Whether the lease was refused because this attempt has made its task ready."""
+        refusal = self._refusal
+        return (
+            isinstance(refusal, TransitionRefused)
+            and refusal.state is TaskState.READY
+            and refusal.token == self._token
+        )
+
     def _note(self, event: SourceEvent) -> None:
-        if event.phase == "fetching":
-            return
-        self._log(described(event))
+        if event.phase != "fetching":
+            self._log(described(event))
+            self._reports.append(self._reporter.submit(self._report, event))
+
+    def _report(self, event: SourceEvent) -> None:
         try:
             self._redis.call(
                 lambda: self._registry.report_source(
@@ -345,5 +363,5 @@ def described_error(error: SourceError) -> str:
 
 
 def without_queries(text: str) -> str:
-    """Text of unknown origin without the queries of the URLs in it; they are credentials."""
-    return _QUERY.sub("?…", text)
+    """Text of unknown origin without queries and users of the URLs in it; they are credentials."""
+    return _USER.sub("//", _QUERY.sub("?…", text))

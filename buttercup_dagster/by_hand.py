@@ -46,7 +46,7 @@ def run_by_hand(
     """
     try:
         record = registry.get(task_id)
-    except (UnknownTask, ValueError):
+    except UnknownTask:
         raise AttemptFailed(
             "unknown", f"no task {task_id} is recorded; post it to the task server"
         ) from None
@@ -103,11 +103,11 @@ class _Mending:
     def _mend(self, log: Log) -> Prepared | TaskRecord:
         task = self._record.task
         redis = Redis(self._stop, log)
-        differences = self._engine.check(task.task_id)
-        if not differences:
-            return self._record
-        log(f"the folder is built again: {'; '.join(differences[:10])}")
         try:
+            differences = self._engine.check(task.task_id)
+            if not differences:
+                return self._record
+            log(f"the folder is built again: {'; '.join(differences[:10])}")
             return self._engine.rebuild(
                 task, stop=self._stop, confirm=lambda: redis.call(self._check_state)
             )

@@ -8,7 +8,7 @@ from typing import Final
 import dagster as dg
 
 from buttercup_dagster.assets import PREPARED_TASK
-from buttercup_dagster.capacity import latest_materialization
+from buttercup_dagster.materializations import latest_materialization
 from buttercup_dagster.tree_checks import checks_of
 from task_api.task import printable
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,15 +40,15 @@ def take_turn(
     registry: TaskRegistry,
     *,
     max_runs: int,
-    runs_in_flight: Callable[[], int],
     seconds: float | None = None,
 ) -> Turn:
     """Wait until something can be started, and claim it.
 
     Args:
         registry: the tasks.
-        max_runs: how many runs there may be at the same time.
-        runs_in_flight: how many there are now.
+        max_runs: how many attempts there may be at the same time. Those under way are counted in
+            the registry, whose leases end: Dagster counts a run whose machine was switched off as
+            one that goes on.
         seconds: how long to wait; `TURN_SECONDS` if None.
 
     Returns:
@@ -57,15 +57,18 @@ def take_turn(
     """
     end = time.monotonic() + (TURN_SECONDS if seconds is None else seconds)
     while True:
-        running = runs_in_flight()
-        slots = max(0, max_runs - running)
         try:
-            claims = _look(registry, slots)
+            registry.reap()
+            states = registry.status().states
+            running = states[TaskState.SCHEDULED] + states[TaskState.DOWNLOADING]
+            slots = max(0, max_runs - running)
+            registry.sensor_seen(needs_workers=False, free_slots=slots)
+            claims = registry.claim(slots)
             if claims:
                 return Turn(claims, f"{len(claims)} claimed")
             left = end - time.monotonic()
             if left <= 0:
-                return Turn((), _saw(registry, running, max_runs))
+                return Turn((), _saw(states[TaskState.PENDING], running, max_runs))
             if slots == 0:
                 time.sleep(min(BUSY_SECONDS, left))
             elif registry.wait_for_work(min(WAIT_SECONDS, left)):
@@ -77,16 +80,9 @@ def take_turn(
             time.sleep(min(AWAY_SECONDS, left))
 
 
-def _look(registry: TaskRegistry, slots: int) -> Sequence[Claim]:
-    registry.sensor_seen(needs_workers=False, free_slots=slots)
-    registry.reap()
-    return registry.claim(slots)
-
-
-def _saw(registry: TaskRegistry, running: int, max_runs: int) -> str:
-    waiting = registry.status().states[TaskState.PENDING]
+def _saw(waiting: int, running: int, max_runs: int) -> str:
     if running >= max_runs:
-        return f"{running} of {max_runs} runs under way, {_tasks(waiting)} waiting"
+        return f"{running} of {max_runs} attempts under way, {_tasks(waiting)} waiting"
     if waiting:
         return f"{_tasks(waiting)} waiting for another try"
     return "no task pending"

@@ -3,9 +3,10 @@
 import dagster as dg
 
 from buttercup_dagster.assets import ASSET_OF, PREPARED_TASK
-from buttercup_dagster.capacity import JOB_NAME
 from buttercup_dagster.resources import Downloader
 from buttercup_dagster.tables import markdown_table, plain_table, task_rows
+
+JOB_NAME = "ingest"
 
 LISTED = 100
 """How many tasks the `registry` job shows, newest first."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from buttercup_dagster.by_hand import ANNOUNCED
 from buttercup_dagster.engine import Engine
 from buttercup_dagster.sources.errors import SourceError
+from buttercup_dagster.sources.stop import Stop
 from task_api.registry import TaskRecord, TaskRegistry
 from task_api.task import TaskState, UnknownTask
 
@@ -16,6 +19,12 @@ UNCONFIRMED_MS: Final = 60_000
 
 MOST_MISSING: Final = 50
 """Materializations added at once."""
+
+REMOVAL_SECONDS: Final = 15.0
+"""No further folder is begun after this, and no lock waited for: a sensor has 60 s in all."""
+
+UNWANTED: Final = (TaskState.CANCELED, TaskState.EXPIRED, TaskState.ERRORED)
+"""States in which nobody reads the folder of a task that is listed for removal."""
 
 
 @dataclass
@@ -46,11 +55,7 @@ class Reconciled:
 
 
 def reconcile(
-    registry: TaskRegistry,
-    engine: Engine,
-    *,
-    materialized: Callable[[str, int], bool],
-    in_flight: Callable[[str], bool],
+    registry: TaskRegistry, engine: Engine, *, materialized: Callable[[str, int], bool]
 ) -> Reconciled:
     """Confirm materializations, find missing ones, and remove folders that nobody wants.
 
@@ -59,36 +64,49 @@ def reconcile(
         engine: this machine's; only folders on this machine are removed.
         materialized: whether Dagster has a materialization of a task from after a moment, UNIX
             milliseconds.
-        in_flight: whether a run of a task is under way, which will add its materialization.
 
     Raises:
         RegistryUnavailable: Redis is away.
     """
     result = Reconciled()
+    _find_missing(registry, result, materialized)
+    _remove_unwanted(registry, engine, result)
+    return result
+
+
+def _find_missing(
+    registry: TaskRegistry, result: Reconciled, materialized: Callable[[str, int], bool]
+) -> None:
     for entry in registry.unmaterialized(older_than_ms=UNCONFIRMED_MS):
         if materialized(entry.task_id, entry.ready_ms):
             registry.materialized(entry.task_id)
             result.confirmed += 1
-        elif not in_flight(entry.task_id) and len(result.missing) < MOST_MISSING:
+        elif len(result.missing) < MOST_MISSING:
             record = _record(registry, entry.task_id)
-            if record is None:
+            if record is None or record.state not in ANNOUNCED:
                 registry.materialized(entry.task_id)
             else:
                 result.missing.append(record)
+
+
+def _remove_unwanted(registry: TaskRegistry, engine: Engine, result: Reconciled) -> None:
+    end = time.monotonic() + REMOVAL_SECONDS
     for task_id in registry.removals():
+        if time.monotonic() > end:
+            return
         record = _record(registry, task_id)
-        if record is None or record.state is not TaskState.CANCELED:
+        if record is None or record.state not in UNWANTED:
             # A task that is being prepared again publishes over what stands there.
             registry.removed(task_id)
         elif record.machine in {None, engine.machine}:
+            left_ms = int(1000 * (end - time.monotonic()))
             try:
-                engine.remove(task_id)
+                engine.remove(task_id, stop=Stop(int(time.time() * 1000) + left_ms))
             except SourceError as error:
                 result.problems.append(str(error))
             else:
                 registry.removed(task_id)
                 result.removed += 1
-    return result
 
 
 def _record(registry: TaskRegistry, task_id: str) -> TaskRecord | None:

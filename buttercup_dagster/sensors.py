@@ -4,12 +4,13 @@ import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from buttercup_dagster.assets import ASSET_OF, PREPARED_TASK, TOKEN_TAG, data_version
-from buttercup_dagster.capacity import in_flight, latest_materialization, runs_in_flight
 from buttercup_dagster.intake import take_turn
 from buttercup_dagster.jobs import ingest
+from buttercup_dagster.materializations import latest_materialization
 from buttercup_dagster.partitions import tasks
 from buttercup_dagster.reconcile import reconcile
 from buttercup_dagster.resources import Downloader
+from buttercup_dagster.sources.layout import inside_git_work_tree
 from task_api.registry import TaskRecord
 from task_api.task import RegistryUnavailable, SchemaMismatch
 
@@ -24,10 +25,17 @@ CLOCK_SLACK_MS = 60_000
     description="Claims pending tasks while there is room, and starts a run for each.",
 )
 def intake_sensor(
-    context: dg.SensorEvaluationContext, downloader: Downloader
+    downloader: Downloader,
 ) -> dg.SensorResult | dg.SkipReason:
     """One turn of the intake; the claims become runs only after it has returned."""
     registry = downloader.registry
+    tree = inside_git_work_tree(downloader.settings.tasks)
+    if tree is not None:
+        return dg.SkipReason(
+            f"{downloader.settings.tasks} lies in the git work tree {tree}, where `git apply` "
+            "silently does nothing with a task; set BUTTERCUP_DOWNLOADER_TASKS_DIR or "
+            "BUTTERCUP_HOME to a folder outside"
+        )
     try:
         registry.initialize()
     except SchemaMismatch as error:
@@ -37,7 +45,6 @@ def intake_sensor(
     turn = take_turn(
         registry,
         max_runs=downloader.settings.max_runs,
-        runs_in_flight=lambda: runs_in_flight(context.instance),
     )
     if not turn.claims:
         return dg.SkipReason(turn.saw)
@@ -79,7 +86,6 @@ def reconcile_sensor(
             downloader.registry,
             downloader.engine,
             materialized=materialized,
-            in_flight=lambda task_id: in_flight(instance, task_id),
         )
     except RegistryUnavailable as error:
         return dg.SkipReason(f"{error}; waiting for it")

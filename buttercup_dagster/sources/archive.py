@@ -51,6 +51,7 @@ class Limits:
         ratio_floor_bytes: … but this much is always allowed.
         file_bytes: of one file.
         entries: files, directories and links together.
+        name_bytes: of all names and link texts together, which are kept in memory.
     """
 
     total_bytes: int = 64 * GIBIBYTE
@@ -58,6 +59,7 @@ class Limits:
     ratio_floor_bytes: int = GIBIBYTE
     file_bytes: int = 16 * GIBIBYTE
     entries: int = 2_000_000
+    name_bytes: int = 256 * MEBIBYTE
 
     def most_bytes(self, archive_bytes: int) -> int:
         """How much an archive of this size may hold unpacked, in bytes."""
@@ -162,6 +164,7 @@ class _Unpacking:
         self._stop = stop
         self._on_progress = on_progress
         self._told = 0
+        self._name_bytes = 0
         self._picture = Picture()
         self._entries: dict[bytes, Entry] = {}
         self._symlinks: list[tuple[bytes, Member]] = []
@@ -201,6 +204,13 @@ class _Unpacking:
         if len(self._picture) > self._limits.entries:
             raise refuse(
                 "too_many_entries", f"the archive has more than {self._limits.entries} entries"
+            )
+        self._name_bytes += len(path) + len(member.link or b"") + sum(map(len, folders))
+        if self._name_bytes > self._limits.name_bytes:
+            raise refuse(
+                "names_too_long",
+                f"the names and links of the archive have more than {self._limits.name_bytes} "
+                "bytes together",
             )
         for folder in folders:
             self._make_folder(folder, refuse)

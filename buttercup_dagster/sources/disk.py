@@ -7,6 +7,8 @@ lock can be taken has no owner any more, and neither age nor process id needs to
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import os
 import secrets
@@ -22,6 +24,9 @@ from buttercup_dagster.sources.errors import storing
 from buttercup_dagster.sources.stop import Stop
 
 LOCK_POLL_SECONDS = 0.05
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 _READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -48,6 +53,40 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two names; on Linux in one step, in which neither is missing (renameat2(2)).
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+        OSError: they cannot be swapped.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        _exchange_in_steps(one, other)
+        return
+    here = ctypes.c_int(_AT_FDCWD)
+    if renameat2(here, os.fsencode(one), here, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return
+    error = ctypes.get_errno()
+    if error in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}:
+        _exchange_in_steps(one, other)
+    else:
+        raise OSError(error, os.strerror(error), str(one), None, str(other))
+
+
+def _exchange_in_steps(one: Path, other: Path) -> None:
+    one.lstat()
+    aside = one.with_name(f"{one.name}.{secrets.token_hex(8)}")
+    other.rename(aside)
+    try:
+        one.rename(other)
+    except OSError:
+        aside.rename(other)
+        raise
+    aside.rename(one)
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:

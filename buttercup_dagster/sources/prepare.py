@@ -17,14 +17,13 @@ from buttercup_dagster.sources.disk import (
     locked,
     make_folder,
     private_folder,
-    remove_tree,
-    sync_folder,
 )
 from buttercup_dagster.sources.errors import SourceError, SpecError, Stopped, storing
 from buttercup_dagster.sources.fetch import FetchLimits, FetchPolicy, Progress
 from buttercup_dagster.sources.layout import Placed, place, write_meta
 from buttercup_dagster.sources.manifest import Manifest
 from buttercup_dagster.sources.options import DEFAULT_FETCH_LIMITS, DEFAULT_POLICY
+from buttercup_dagster.sources.publish import Publication, withdraw
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.store import Obtained, Store
 from task_api.task import Source, SourceType, Task, normalize_uuid, problems_of
@@ -206,50 +205,12 @@ def prepare(
 
     After an error nothing of this attempt is left but archives that were verified.
     """
-    task_id = _checked(task)
-    task = replace(task, task_id=task_id)
-    stop = stop or Stop()
-    stop.check()
-    make_folder(workspace.tasks)
-    make_folder(workspace.staging, 0o700)
-    make_folder(Store(workspace.store).manifests)
-    # What cannot be removed is in nobody's way.
-    with contextlib.suppress(SourceError):
-        clean_staging(workspace)
-    with private_folder(workspace.staging, task_id) as staging:
-        sources = _Sources(
-            task,
-            workspace,
-            staging,
-            limits=limits,
-            fetch_limits=fetch_limits,
-            policy=policy,
-            on_event=on_event,
-        )
-        unpacked = sources.unpack_all(stop)
-        folder = staging / "task"
-        make_folder(folder)
-        placed: dict[SourceType, Placed] = {}
-        for source_type, done in unpacked.items():
-            with _naming(source_type):
-                placed[source_type] = place(
-                    source_type, done.tree, done.manifest, task.focus, folder
-                )
-        manifests = [write_meta(task, folder), *(one.manifest for one in placed.values())]
-        stop.check()
-        path = workspace.tasks / task_id
-        with workspace.task_lock(task_id, stop):
-            confirm()
-            try:
-                Manifest.joined(manifests).save(workspace.manifest(task_id))
-                _publish(folder, path, staging / "former")
-                announce(path)
-            except BaseException:
-                _take_back(folder, path, workspace.manifest(task_id), staging / "refused")
-                raise
-    return Prepared(
-        path,
-        {kind: _summary(done, placed[kind], path) for kind, done in unpacked.items()},
+    return _make(
+        _Order(task, workspace, limits, fetch_limits, policy, on_event),
+        stop or Stop(),
+        confirm=confirm,
+        announce=announce,
+        restore=False,
     )
 
 
@@ -266,18 +227,78 @@ def rebuild(
 ) -> Prepared:
     """Make the folder of a task anew beside the one that is there, and swap it in.
 
-    Nothing is announced. Arguments and errors are those of `prepare`; until the new folder is
-    whole the old one stays as it is.
+    Nothing is announced. Arguments and errors are those of `prepare`. After an error the old
+    folder is what it was; readers never find none.
     """
-    return prepare(
-        task,
-        workspace,
-        limits=limits,
-        fetch_limits=fetch_limits,
-        policy=policy,
-        stop=stop,
+    return _make(
+        _Order(task, workspace, limits, fetch_limits, policy, on_event),
+        stop or Stop(),
         confirm=confirm,
-        on_event=on_event,
+        announce=_tell_nobody,
+        restore=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    task: Task
+    workspace: Workspace
+    limits: Limits
+    fetch_limits: FetchLimits
+    policy: FetchPolicy
+    on_event: Callable[[SourceEvent], None] | None
+
+
+def _make(
+    order: _Order,
+    stop: Stop,
+    *,
+    confirm: Callable[[], None],
+    announce: Callable[[Path], None],
+    restore: bool,
+) -> Prepared:
+    task_id = _checked(order.task)
+    order = replace(order, task=replace(order.task, task_id=task_id))
+    task, workspace = order.task, order.workspace
+    stop.check()
+    make_folder(workspace.tasks)
+    make_folder(workspace.staging, 0o700)
+    make_folder(Store(workspace.store).manifests)
+    # What cannot be removed is in nobody's way.
+    with contextlib.suppress(SourceError):
+        clean_staging(workspace)
+    with private_folder(workspace.staging, task_id) as staging:
+        sources = _Sources(order, staging)
+        unpacked = sources.unpack_all(stop)
+        folder = staging / "task"
+        make_folder(folder)
+        placed: dict[SourceType, Placed] = {}
+        for source_type, done in unpacked.items():
+            with _naming(source_type):
+                placed[source_type] = place(
+                    source_type, done.tree, done.manifest, task.focus, folder
+                )
+        manifests = [write_meta(task, folder), *(one.manifest for one in placed.values())]
+        stop.check()
+        path = workspace.tasks / task_id
+        with workspace.task_lock(task_id, stop):
+            confirm()
+            publication = Publication(
+                folder,
+                path,
+                Manifest.joined(manifests),
+                workspace.manifest(task_id),
+                restore=restore,
+            )
+            try:
+                publication.make()
+                announce(path)
+            except BaseException:
+                publication.undo()
+                raise
+    return Prepared(
+        path,
+        {kind: _summary(done, placed[kind], path) for kind, done in unpacked.items()},
     )
 
 
@@ -327,7 +348,7 @@ def remove_prepared(task_id: str, workspace: Workspace, stop: Stop | None = None
         private_folder(workspace.staging, path.name) as staging,
         workspace.task_lock(task_id, stop),
     ):
-        return _withdraw(path, workspace.manifest(task_id), staging / "removed")
+        return withdraw(path, workspace.manifest(task_id), staging / "removed")
 
 
 def clean_staging(workspace: Workspace) -> list[str]:
@@ -373,41 +394,6 @@ def _naming(source_type: SourceType) -> Iterator[None]:
         raise
 
 
-def _publish(folder: Path, path: Path, aside: Path) -> None:
-    """Rename the folder into its place; what stands there goes aside."""
-    with storing("cannot publish the task", path):
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(aside)
-        try:
-            folder.rename(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                aside.rename(path)
-            raise
-        sync_folder(path.parent)
-
-
-def _take_back(folder: Path, path: Path, manifest: Path, aside: Path) -> None:
-    """Undo what was done of publishing, wherever it was interrupted."""
-    if folder.exists():
-        manifest.unlink(missing_ok=True)
-    else:
-        _withdraw(path, manifest, aside)
-
-
-def _withdraw(path: Path, manifest: Path, aside: Path) -> bool:
-    """Make a published folder disappear by one rename; whether there was one."""
-    with storing("cannot remove the task", path):
-        manifest.unlink(missing_ok=True)
-        try:
-            path.rename(aside)
-        except FileNotFoundError:
-            return False
-        sync_folder(path.parent)
-    remove_tree(aside)
-    return True
-
-
 def _summary(done: _Unpacked, placed: Placed, path: Path) -> PreparedSource:
     return PreparedSource(
         sha256=done.obtained.sha256,
@@ -428,24 +414,14 @@ def _summary(done: _Unpacked, placed: Placed, path: Path) -> PreparedSource:
 class _Sources:
     """The sources of one task on their way into its staging folder."""
 
-    def __init__(
-        self,
-        task: Task,
-        workspace: Workspace,
-        staging: Path,
-        *,
-        limits: Limits,
-        fetch_limits: FetchLimits,
-        policy: FetchPolicy,
-        on_event: Callable[[SourceEvent], None] | None,
-    ) -> None:
-        self._sources = task.sources
-        self._store = Store(workspace.store)
+    def __init__(self, order: _Order, staging: Path) -> None:
+        self._sources = order.task.sources
+        self._store = Store(order.workspace.store)
         self._staging = staging
-        self._limits = limits
-        self._fetch_limits = fetch_limits
-        self._policy = policy
-        self._on_event = on_event
+        self._limits = order.limits
+        self._fetch_limits = order.fetch_limits
+        self._policy = order.policy
+        self._on_event = order.on_event
         self._telling = threading.Lock()
 
     def unpack_all(self, stop: Stop) -> dict[SourceType, _Unpacked]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from buttercup_dagster.attempt import Attempt, AttemptFailed, Run, Withdrawn
 from task_api.registry import TaskRegistry
-from task_api.task import Source, SourceType, TaskState
+from task_api.task import RegistryUnavailable, Source, SourceType, TaskState
 from tests.buttercup_dagster.conftest import FOCUS, Bench, failure_text
 from tests.e2e.source_server import SIGNATURE
 from tests.support.redis_server import RedisServer
@@ -235,6 +237,72 @@ def test_redis_away_during_the_download_costs_only_time(
         assert registry.get(task_id).state is TaskState.READY
     assert "Redis answers again" in lines
     assert bench.tree(task_id).is_dir()
+
+
+def test_redis_away_does_not_hold_up_the_other_sources(
+    bench: Bench, own_redis: RedisServer
+) -> None:
+    """While one source waits to be reported, another one goes on and is unpacked."""
+    gate = threading.Event()
+    repo = bench.repo(big=b"y" * 200_000)
+    task = bench.task(
+        bench.source(SourceType.REPO, repo, gate=gate),
+        bench.source(SourceType.FUZZ_TOOLING, bench.tooling()),
+    )
+    lines: list[str] = []
+    with TaskRegistry.from_url(own_redis.url) as registry:
+        registry.initialize()
+        bench.registry = registry
+        task_id = bench.post(task)
+        attempt = Attempt(registry, bench.engine(), task_id, run_of(bench.claim(task_id), lines))
+        thread = threading.Thread(target=attempt.run)
+        thread.start()
+        assert bench.sources.waiting.wait(10)
+        own_redis.kill()
+        gate.set()
+        wait_for(
+            lambda: any(line.startswith("repo: unpacked") for line in lines),
+            "the repo is unpacked without Redis",
+        )
+        assert not bench.tree(task_id).exists()
+        own_redis.start()
+        thread.join(30)
+        assert registry.get(task_id).state is TaskState.READY
+        states = {source.type: source.state for source in registry.get(task_id).sources}
+        assert set(states.values()) == {"unpacked"}
+
+
+class LosesReplies:
+    """A registry whose `ready` is carried out, and whose answer never arrives."""
+
+    def __init__(self, registry: TaskRegistry, then: Callable[[str], object]) -> None:
+        self._registry = registry
+        self._then = then
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._registry, name)
+
+    def ready(self, task_id: str, token: int, **where: Any) -> None:
+        self._registry.ready(task_id, token, **where)
+        self._then(task_id)
+        raise RegistryUnavailable("Redis cannot be used: the reply is lost")
+
+
+def test_announcement_whose_reply_is_lost_counts(bench: Bench) -> None:
+    task_id = bench.post(bench.task())
+    registry: Any = LosesReplies(bench.registry, lambda _: None)
+    Attempt(registry, bench.engine(), task_id, run_of(bench.claim(task_id))).run()
+    assert bench.registry.get(task_id).state is TaskState.READY
+    assert bench.announced(task_id) == 1
+    assert bench.tree(task_id).is_dir()
+
+
+def test_cancel_while_the_reply_is_lost_removes_the_folder(bench: Bench) -> None:
+    task_id = bench.post(bench.task())
+    registry: Any = LosesReplies(bench.registry, bench.registry.cancel)
+    with pytest.raises(Withdrawn, match="canceled"):
+        Attempt(registry, bench.engine(), task_id, run_of(bench.claim(task_id))).run()
+    assert not bench.tree(task_id).exists()
 
 
 def test_second_attempt_after_a_lost_worker_wins(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -63,13 +64,34 @@ def test_pending_tasks_become_runs_up_to_the_limit(bench: Bench) -> None:
 
 
 def test_no_run_is_started_above_the_limit(bench: Bench, short_turns: None) -> None:
+    for _ in range(3):
+        bench.post(bench.task())
+    assert len(bench.registry.claim(2)) == 2
+    result = tick(bench, intake_sensor)
+    assert not result.run_requests
+    assert result.skip_message == "2 of 2 attempts under way, 1 task waiting"
+
+
+def test_run_that_died_with_its_machine_keeps_no_task_waiting(bench: Bench) -> None:
+    """Dagster shows such a run as started until its longest runtime is over."""
     job = defs.resolve_job_def("ingest")
     for _ in range(2):
         bench.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
-    bench.post(bench.task())
+    task_id = bench.post(bench.task())
     result = tick(bench, intake_sensor)
-    assert not result.run_requests
-    assert result.skip_message == "2 of 2 runs under way, 1 task waiting"
+    assert [request.partition_key for request in result.run_requests] == [task_id]
+
+
+def test_tasks_folder_in_a_git_work_tree_stops_the_intake(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project" / ".git").mkdir(parents=True)
+    monkeypatch.setenv("BUTTERCUP_DOWNLOADER_TASKS_DIR", str(tmp_path / "project" / "tasks"))
+    task_id = bench.post(bench.task())
+    message = tick(bench, intake_sensor).skip_message
+    assert f"lies in the git work tree {tmp_path / 'project'}" in message
+    assert "BUTTERCUP_DOWNLOADER_TASKS_DIR" in message
+    assert bench.registry.get(task_id).state is TaskState.PENDING
 
 
 def test_idle_tick_says_so_and_is_seen(bench: Bench, short_turns: None) -> None:
@@ -82,7 +104,7 @@ def test_task_posted_during_a_turn_is_claimed_at_once(bench: Bench) -> None:
     turns: list[intake.Turn] = []
 
     def turn() -> None:
-        turns.append(take_turn(bench.registry, max_runs=2, runs_in_flight=lambda: 0, seconds=20))
+        turns.append(take_turn(bench.registry, max_runs=2, seconds=20))
 
     thread = threading.Thread(target=turn)
     thread.start()
@@ -96,7 +118,7 @@ def test_lapsed_claim_is_claimed_again(bench: Bench) -> None:
     task_id = bench.post(bench.task())
     bench.registry.reap()
     (first,) = bench.registry.claim(1, lease_ms=1)
-    turn = take_turn(bench.registry, max_runs=1, runs_in_flight=lambda: 0, seconds=30)
+    turn = take_turn(bench.registry, max_runs=1, seconds=30)
     (second,) = turn.claims
     assert second.task_id == task_id
     assert second.token > first.token
@@ -105,7 +127,7 @@ def test_lapsed_claim_is_claimed_again(bench: Bench) -> None:
 def test_turn_without_redis_ends_in_time_and_says_why(bench: Bench, own_redis: RedisServer) -> None:
     with TaskRegistry.from_url(own_redis.url) as registry:
         own_redis.kill()
-        turn = take_turn(registry, max_runs=2, runs_in_flight=lambda: 0, seconds=1)
+        turn = take_turn(registry, max_runs=2, seconds=1)
         assert not turn.claims
         assert "Redis cannot be used" in turn.saw
         assert turn.saw.endswith("waiting for it")
@@ -166,13 +188,8 @@ def test_missing_materialization_is_added(bench: Bench, at_once: None) -> None:
     assert tick(bench, reconcile_sensor).skip_message == "everything in line"
 
 
-def test_run_in_flight_is_left_to_add_its_materialization(bench: Bench, at_once: None) -> None:
+def test_run_that_just_announced_is_left_to_add_its_materialization(bench: Bench) -> None:
     task_id = make_ready(bench)
-    bench.instance.create_run_for_job(
-        defs.resolve_job_def("ingest"),
-        status=dg.DagsterRunStatus.STARTED,
-        tags={"dagster/partition": task_id},
-    )
     assert tick(bench, reconcile_sensor).skip_message == "everything in line"
     assert [entry.task_id for entry in bench.registry.unmaterialized(older_than_ms=-1000)] == [
         task_id

@@ -1,4 +1,4 @@
-"""One running stack for each module of end-to-end tests."""
+"""One running stack for all end-to-end tests; starting it takes longer than most of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.stack import Stack
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Redis, the task server, `dagster dev` and a server of sources, all running."""
     with Stack(tmp_path_factory.mktemp("e2e")) as running:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import os
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import argon2
@@ -29,8 +26,7 @@ from task_api.auth import (
 )
 from task_api.settings import TaskServerSettings
 from tests.support.server import KEY_ID, TOKEN, TOKEN_HASH, Client, TaskServer, basic
-
-NOBODY = 65534
+from tests.support.users import as_ordinary_user
 
 PATHS = [
     ("POST", "/v1/task/"),
@@ -176,7 +172,7 @@ def test_without_a_key_one_is_made_and_kept(home: Path, redis_url: str) -> None:
     path = home / CREDENTIALS
     assert (first.path, first.made, first.warning) == (path, True, None)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert stat.S_IMODE(home.stat().st_mode) == 0o755
     assert [entry.name for entry in home.iterdir()] == [CREDENTIALS]
     stored = dotenv_values(path)
     token = stored["BUTTERCUP_API_TOKEN"] or ""
@@ -280,18 +276,6 @@ def test_a_home_that_cannot_be_made(home: Path) -> None:
     with pytest.raises(KeyUnusable, match="none can be written to") as caught:
         resolve_key(TaskServerSettings())
     assert "BUTTERCUP_TASK_SERVER_API_KEY_ID" in str(caught.value)
-
-
-@contextlib.contextmanager
-def as_ordinary_user() -> Iterator[None]:
-    """Root may write everywhere, so it becomes somebody else for a moment."""
-    before = os.geteuid()
-    if before == 0:
-        os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(before)
 
 
 def test_a_home_that_may_not_be_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

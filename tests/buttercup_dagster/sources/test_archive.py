@@ -485,6 +485,8 @@ def test_limits(unpacked: Unpack) -> None:
         ("file_too_large", zeros, Limits(file_bytes=4_999_999)),
         ("too_many_entries", packed(*[file(b"%d" % n) for n in range(11)]), Limits(entries=10)),
         ("too_many_entries", packed(file(b"a/b/c/d/e")), Limits(entries=4)),
+        ("names_too_long", packed(symlink(b"a", b"x" * 90)), Limits(name_bytes=90)),
+        ("names_too_long", packed(file(b"a/b/c/d/e")), Limits(name_bytes=24)),
     ]:
         with pytest.raises(ArchiveError) as caught:
             unpacked(data, limits)

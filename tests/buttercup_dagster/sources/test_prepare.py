@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from buttercup_dagster.sources import disk
 from buttercup_dagster.sources.archive import ArchiveError
 from buttercup_dagster.sources.errors import (
     DeadlinePassed,
@@ -21,6 +23,7 @@ from buttercup_dagster.sources.errors import (
     SourceError,
     SpecError,
     Stopped,
+    StorageError,
 )
 from buttercup_dagster.sources.fetch import FetchPolicy
 from buttercup_dagster.sources.layout import inside_git_work_tree
@@ -393,3 +396,39 @@ def test_git_work_tree_is_found(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / ".git").write_text("gitdir: elsewhere")
     assert inside_git_work_tree(tmp_path / "a" / "b" / "c") == (tmp_path / "a").resolve()
+
+
+def test_failed_rebuild_leaves_the_old_folder(
+    server: FaultServer, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(server, repo=REPO)
+    prepared = prepare(task, workspace)
+    before = workspace.manifest(TASK_ID).read_bytes()
+    inode = prepared.path.stat().st_ino
+    broken = [True]
+
+    def sync(path: Path) -> None:
+        if broken.pop():
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("buttercup_dagster.sources.publish.sync_folder", sync)
+    with pytest.raises(StorageError, match="Input/output error"):
+        rebuild(task, workspace)
+    assert prepared.path.stat().st_ino == inode
+    assert workspace.manifest(TASK_ID).read_bytes() == before
+    assert check_prepared(TASK_ID, workspace) == []
+    assert list(workspace.staging.iterdir()) == []
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_exchange_swaps_two_folders(tmp_path: Path, in_one_step: bool) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for made in (one, other):
+        made.mkdir()
+        (made / made.name).touch()
+    (disk.exchange if in_one_step else disk._exchange_in_steps)(one, other)
+    assert [path.name for path in one.iterdir()] == ["other"]
+    assert [path.name for path in other.iterdir()] == ["one"]
+    with pytest.raises(FileNotFoundError):
+        disk.exchange(one, tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"]
