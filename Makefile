@@ -32,6 +32,10 @@ install: $(READY) ## Make .venv with everything in it (done by the other targets
 test: $(READY) ## Run the tests (starts a Redis of its own; under ten minutes)
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: demo
+demo: $(READY) ## From nothing to a prepared task, in under two minutes
+	$(BIN)/buttercup demo
+
 .PHONY: check
 check: $(READY) ## Lint, check the format and the types, validate the Dagster definitions
 	$(BIN)/ruff check .

@@ -96,6 +96,6 @@ class Engine:
         """How a prepared folder differs from what was prepared; empty if it does not."""
         return preparing.check_prepared(task_id, self.workspace)
 
-    def remove(self, task_id: str, *, stop: Stop) -> None:
-        """Remove a prepared folder, if it is there; see `sources.prepare.remove_prepared`."""
-        preparing.remove_prepared(task_id, self.workspace, stop)
+    def remove(self, task_id: str, *, stop: Stop, unwanted: Callable[[], bool]) -> bool:
+        """Remove a prepared folder; see `sources.prepare.remove_prepared`."""
+        return preparing.remove_prepared(task_id, self.workspace, stop, unwanted=unwanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -95,18 +96,26 @@ def _remove_unwanted(registry: TaskRegistry, engine: Engine, result: Reconciled)
         if time.monotonic() > end:
             return
         record = _record(registry, task_id)
-        if record is None or record.state not in UNWANTED:
-            # A task that is being prepared again publishes over what stands there.
+        if record is not None and record.machine not in {None, engine.machine}:
+            continue
+        left_ms = int(1000 * (end - time.monotonic()))
+        try:
+            removed = engine.remove(
+                task_id,
+                stop=Stop(int(time.time() * 1000) + left_ms),
+                unwanted=functools.partial(_unwanted, registry, task_id),
+            )
+        except SourceError as error:
+            result.problems.append(str(error))
+        else:
             registry.removed(task_id)
-        elif record.machine in {None, engine.machine}:
-            left_ms = int(1000 * (end - time.monotonic()))
-            try:
-                engine.remove(task_id, stop=Stop(int(time.time() * 1000) + left_ms))
-            except SourceError as error:
-                result.problems.append(str(error))
-            else:
-                registry.removed(task_id)
-                result.removed += 1
+            result.removed += removed
+
+
+def _unwanted(registry: TaskRegistry, task_id: str) -> bool:
+    """Whether nobody reads the folder; a task that is prepared again publishes over it."""
+    record = _record(registry, task_id)
+    return record is not None and record.state in UNWANTED
 
 
 def _record(registry: TaskRegistry, task_id: str) -> TaskRecord | None:

@@ -67,8 +67,8 @@ def intake_sensor(
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Adds the materialization of an announced task whose run could not, and removes the "
-        "folders of tasks that were cancelled after they had been announced."
+        "Adds the materialization of an announced task whose run could not, and removes folders "
+        "that tasks left behind which were cancelled, expired or errored."
     ),
 )
 def reconcile_sensor(

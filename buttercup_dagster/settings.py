@@ -1,17 +1,20 @@
-"""Settings of the downloader and of the registry's command."""
+"""Settings of the downloader, of the registry's command, and of `buttercup`."""
 
 from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, Field
-from pydantic_settings import SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from task_api.settings import (
     DEFAULT_HOME,
     DEFAULT_REDIS_URL,
+    SHARED_PREFIX,
     CommonSettings,
     Home,
     LogLevel,
@@ -19,6 +22,9 @@ from task_api.settings import (
 )
 
 GIBIBYTE = 1024**3
+
+UP_FILE = "up.env"
+"""File in the home folder in which other commands find what `buttercup up` started."""
 
 
 def _absolute(value: Path | None) -> Path | None:
@@ -89,7 +95,42 @@ class DownloaderSettings(CommonSettings):
         return self.store_dir or self.home / "store"
 
 
-class RegistrySettings(CommonSettings):
+class _RunningUp(PydanticBaseSettingsSource):
+    """What `buttercup up` wrote into the home folder while it runs; all else wins over it."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not asked: the whole file is read at once."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        """The settings in the file, or none where nothing runs."""
+        home = Path(self.current_state.get("home") or DEFAULT_HOME).expanduser()
+        try:
+            found = dotenv_values(home / UP_FILE, interpolate=False)
+        except (OSError, UnicodeDecodeError):
+            return {}
+        return {
+            name: value
+            for name in self.settings_cls.model_fields
+            if (value := found.get(f"{SHARED_PREFIX}{name}".upper()))
+        }
+
+
+class LocalSettings(CommonSettings):
+    """Settings of commands that find a running `buttercup up` by its home folder."""
+
+    home: Home = DEFAULT_HOME
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *args: Any, **kwargs: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add what runs behind everything else."""
+        sources = super().settings_customise_sources(settings_cls, *args, **kwargs)
+        return (*sources, _RunningUp(settings_cls))
+
+
+class RegistrySettings(LocalSettings):
     """The command that shows and steers the tasks in Redis."""
 
     model_config = SettingsConfigDict(
@@ -97,3 +138,4 @@ class RegistrySettings(CommonSettings):
     )
 
     redis_url: RedisUrl = DEFAULT_REDIS_URL
+    home: Home = DEFAULT_HOME

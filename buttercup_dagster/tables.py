@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,12 +13,18 @@ from task_api.task import printable
 
 HEADINGS: Final = ("TASK", "STATE", "PROJECT", "TYPE", "DEADLINE")
 
+_MARKDOWN: Final = re.compile(r"[\\`*_{}\[\]<>()#!|~&]")
+"""What Markdown or HTML may take for its own; a backslash before it makes it plain."""
+
 Row = tuple[str, str, str, str, str]
 
 
 def moment(milliseconds: int) -> str:
-    """A UNIX time in milliseconds as `2026-03-01 12:00`, UTC."""
-    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M}"
+    """A UNIX time in milliseconds as `2026-03-01 12:00:00`, UTC."""
+    try:
+        return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):  # a refused task is recorded with any number
+        return f"{milliseconds} ms"
 
 
 def until(milliseconds: int) -> str:
@@ -30,9 +37,9 @@ def until(milliseconds: int) -> str:
 def span(seconds: float) -> str:
     """A stretch of time in one unit, such as `5 h` or `40 s`."""
     seconds = abs(seconds)
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+    for unit, length in (("y", 31_557_600), ("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
+            return f"{min(seconds / length, 9999):.0f} {unit}"
     return f"{seconds:.0f} s"
 
 
@@ -62,8 +69,10 @@ def plain_table(rows: Sequence[Row]) -> str:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in lines
-    )
+    """The rows as a Markdown table; what a sender has written is shown as it is, not rendered."""
+    lines = [
+        HEADINGS,
+        tuple("---" for _ in HEADINGS),
+        *(tuple(_MARKDOWN.sub(r"\\\g<0>", cell) for cell in row) for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)

@@ -32,6 +32,14 @@ RETRY_AFTER_SECONDS: Final = 2
 RETRY_AFTER_UPDATE_SECONDS: Final = 60
 
 
+FRAMEWORK_TEXTS: Final[Mapping[str, str]] = {
+    "Not Found": "there is nothing at this path; GET /openapi.json lists what there is",
+    "Method Not Allowed": (
+        "this path does not take this method; GET /openapi.json lists those that it takes"
+    ),
+}
+
+
 class Refusal(BaseModel):
     """Why a request was not carried out."""
 
@@ -95,7 +103,9 @@ def add_handlers(app: FastAPI) -> None:
 
 async def _http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - told to the type checker
-    return refuse(error.status_code, error.detail, error.headers)
+    # The framework's own texts say only the status over again.
+    advice = FRAMEWORK_TEXTS.get(error.detail)
+    return refuse(error.status_code, advice or error.detail, error.headers)
 
 
 async def _request_invalid(_: Request, error: Exception) -> JSONResponse:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import anyio
+import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
@@ -26,6 +27,7 @@ from task_api.context import (
 from task_api.gate import RegistryGate
 from task_api.routes import ops, sarif, status, task
 from task_api.settings import TaskServerSettings
+from task_api.version import version_text
 
 DESCRIPTION: Final = """\
 Accepts analysis tasks (CRS API 1.4.0) and records them; shows where each of them stands.
@@ -60,6 +62,8 @@ def create_app(settings: TaskServerSettings | None = None) -> FastAPI:
             verification_limit=anyio.CapacityLimiter(VERIFICATIONS_AT_ONCE),
             status_limit=anyio.CapacityLimiter(STATUS_READS_AT_ONCE),
             started_ms=now_ms(),
+            # Asks git, which may be slow; no request waits for it.
+            version=await anyio.to_thread.run_sync(version_text),
         )
         app.state.context = context
         context.gate.start()

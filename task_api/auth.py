@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 import os
 import secrets
 import stat
 import string
+import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,10 @@ TOKEN_CHARACTERS: Final = 40
 
 LEAST_HASH_BYTES: Final = 16
 """A shorter digest has lost its end: RFC 9106 recommends 16 bytes at least, tools write 32."""
+
+REMEMBERED_SECONDS: Final = 300.0
+"""So long after its last use a verified key is remembered; senders ask for the status every minute,
+and have to be remembered until they do."""
 
 CREDENTIALS: Final = "credentials"
 KEY_ID_NAME: Final = "BUTTERCUP_API_KEY_ID"
@@ -72,8 +78,38 @@ class ResolvedKey:
     warning: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A key with its token, as the credentials file holds it.
+
+    Attributes:
+        key_id: UUID, lower-case.
+        token: what a sender presents as password.
+        token_hash: its Argon2id hash, in the PHC string format.
+    """
+
+    key_id: str
+    token: str = field(repr=False)
+    token_hash: str = field(repr=False)
+
+    def lines(self) -> str:
+        """One variable a line, quoted so that a shell and `.env` keep the `$` signs."""
+        return (
+            f"{KEY_ID_NAME}='{self.key_id}'\n"
+            f"{TOKEN_NAME}='{self.token}'\n"
+            f"{SERVER_KEY_ID_NAME}='{self.key_id}'\n"
+            f"{SERVER_HASH_NAME}='{self.token_hash}'\n"
+        )
+
+
 class KeyVerifier:
-    """Compares what a sender presents with the key."""
+    """Compares what a sender presents with the key.
+
+    What was right is remembered for `REMEMBERED_SECONDS` after its last use, as a digest under a
+    random key of this process, never as a token; so a sender who has shown the key does not wait
+    behind others who guess. What was wrong is not remembered. The key is that of the whole life of
+    the process: to revoke it, restart the server with another one. May be shared by threads.
+    """
 
     def __init__(self, key: ApiKey) -> None:
         """Check that the hash can be verified against.
@@ -86,10 +122,24 @@ class KeyVerifier:
         self._key_id = key.key_id.encode()
         self._hash = key.token_hash
         self._hasher = PasswordHasher()
+        self._digest_key = secrets.token_bytes(32)
+        self._remembered: tuple[bytes, float] = (b"", 0.0)
         _check_hash(key.token_hash)
 
+    def remembers(self, key_id: str, token: str) -> bool:
+        """Whether this id and token were verified lately; takes microseconds.
+
+        False says nothing about them: ask `verify`.
+        """
+        digest, until = self._remembered
+        now = time.monotonic()
+        if now >= until or not hmac.compare_digest(self._digest(key_id, token), digest):
+            return False
+        self._remembered = (digest, now + REMEMBERED_SECONDS)
+        return True
+
     def verify(self, key_id: str, token: str) -> bool:
-        """Whether this id and token are the key's.
+        """Whether this id and token are the key's; if so, they are remembered.
 
         Takes some tens of milliseconds and as much memory as the hash asks for (64 MiB by
         default), with an unknown id too, so that the time tells nothing about ids.
@@ -101,7 +151,15 @@ class KeyVerifier:
             self._hasher.verify(self._hash, token.encode("utf-8", "surrogateescape"))
         except VerificationError:
             return False
+        if known:
+            until = time.monotonic() + REMEMBERED_SECONDS
+            self._remembered = (self._digest(key_id, token), until)
         return known
+
+    def _digest(self, key_id: str, token: str) -> bytes:
+        # An id holds no colon, so no other id and token give the same text.
+        text = f"{key_id.lower()}:{token}".encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(text, key=self._digest_key).digest()
 
 
 def resolve_key(settings: TaskServerSettings) -> ResolvedKey:
@@ -110,13 +168,14 @@ def resolve_key(settings: TaskServerSettings) -> ResolvedKey:
     Several processes may call this at the same time and get the same key.
 
     Raises:
-        KeyUnusable: the hash is malformed, or the file cannot be read, written or understood.
+        KeyUnusable: the hash is malformed, or the file cannot be found, read, written or
+            understood.
     """
     if settings.api_key_id is not None and settings.api_token_hash is not None:
         _check_hash(settings.api_token_hash)
         return ResolvedKey(ApiKey(settings.api_key_id, settings.api_token_hash))
     path = settings.home / CREDENTIALS
-    made = not path.exists() and _make(path)
+    made = not _exists(path) and _make(path)
     key, warning = _read(path)
     return ResolvedKey(key, path, made, warning)
 
@@ -132,6 +191,26 @@ def hash_token(token: str) -> str:
     from argon2 import PasswordHasher  # noqa: PLC0415
 
     return PasswordHasher().hash(token)
+
+
+def make_credentials() -> Credentials:
+    """A new key; takes some tens of milliseconds."""
+    token = make_token()
+    return Credentials(str(uuid.uuid4()), token, hash_token(token))
+
+
+def read_credentials(path: Path) -> Credentials:
+    """The key in a credentials file, with its token.
+
+    Raises:
+        KeyUnusable: the file cannot be read or understood, or holds no token.
+    """
+    key, _ = _read(path)
+    values, _ = _content(path)
+    token = values.get(TOKEN_NAME)
+    if not token:
+        raise KeyUnusable(f"{path} holds no {TOKEN_NAME}; remove the file to get a new key")
+    return Credentials(key.key_id, token, key.token_hash)
 
 
 def basic_credentials(header: str | None) -> tuple[str, str] | None:
@@ -159,8 +238,8 @@ def _check_hash(token_hash: str) -> None:
     )
 
     advice = (
-        "make one with `buttercup-task-server` by setting no key, or with any Argon2 tool, and put "
-        "it in single quotes: shells and .env files replace what follows a $"
+        "make a key with `buttercup auth new`, and put the hash in single quotes: shells and .env "
+        "files replace what follows a $"
     )
     if not token_hash.startswith("$argon2id$"):
         raise KeyUnusable(
@@ -179,24 +258,34 @@ def _check_hash(token_hash: str) -> None:
     raise KeyUnusable(f"{SERVER_HASH_NAME} is the hash of an empty token; make another key")
 
 
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise KeyUnusable(
+            f"{path} cannot be looked for: {error.strerror}; let the user who runs the server into "
+            "the folders on the way, choose another home folder with BUTTERCUP_HOME, or set "
+            f"{SERVER_KEY_ID_NAME} and {SERVER_HASH_NAME}"
+        ) from error
+    return True
+
+
 def _make(path: Path) -> bool:
     """Write a new key to `path` unless there is one by then.
 
     Returns:
         Whether it was written here.
     """
-    key_id, token = str(uuid.uuid4()), make_token()
     text = (
         "# The key of this task server. Senders present the id as user name and the token as\n"
-        "# password; the server itself reads only the hash.\n"
-        f"{KEY_ID_NAME}='{key_id}'\n"
-        f"{TOKEN_NAME}='{token}'\n"
-        f"{SERVER_KEY_ID_NAME}='{key_id}'\n"
-        f"{SERVER_HASH_NAME}='{hash_token(token)}'\n"
+        "# password; the server itself reads only the hash.\n" + make_credentials().lines()
     )
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Consumers may read the tasks in this folder as another user; this file they may not.
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -218,16 +307,7 @@ def _make(path: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[ApiKey, str | None]:
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        with path.open(encoding="utf-8") as file:
-            values = dotenv_values(stream=file, interpolate=False)
-    except (OSError, UnicodeDecodeError) as error:
-        detail = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise KeyUnusable(
-            f"the key in {path} cannot be read: {detail}; make the file readable for the user "
-            "who runs the server, or remove it to get a new key"
-        ) from error
+    values, mode = _content(path)
     key_id = values.get(SERVER_KEY_ID_NAME) or values.get(KEY_ID_NAME)
     token_hash = values.get(SERVER_HASH_NAME)
     if not key_id or not token_hash:
@@ -243,3 +323,17 @@ def _read(path: Path) -> tuple[ApiKey, str | None]:
     if mode & 0o077:
         warning = f"{path} can be read by other users (mode {mode:04o}); run: chmod 600 {path}"
     return key, warning
+
+
+def _content(path: Path) -> tuple[dict[str, str | None], int]:
+    """The variables in a credentials file, and its permissions."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        with path.open(encoding="utf-8") as file:
+            return dotenv_values(stream=file, interpolate=False), mode
+    except (OSError, UnicodeDecodeError) as error:
+        detail = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise KeyUnusable(
+            f"the key in {path} cannot be read: {detail}; make the file readable for the user "
+            "who runs the server, or remove it to get a new key"
+        ) from error

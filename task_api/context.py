@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, cast
 from uuid import UUID
@@ -38,10 +39,13 @@ class ServerContext:
     verification_limit: anyio.CapacityLimiter
     status_limit: anyio.CapacityLimiter
     started_ms: int
+    version: str
     last_status: Status | None = None
 
     async def verify(self, key_id: str, token: str) -> bool:
-        """Whether this is the key; computed in a thread, a few at a time."""
+        """Whether this is the key. Not remembered, it is computed in a thread, a few at once."""
+        if self.verifier.remembers(key_id, token):
+            return True
         return await anyio.to_thread.run_sync(
             self.verifier.verify, key_id, token, limiter=self.verification_limit
         )
@@ -49,13 +53,13 @@ class ServerContext:
     async def read_status(self) -> tuple[Status | None, str | None]:
         """The registry's status, or None and the reason; within `STATUS_SECONDS`.
 
-        A Redis that hangs keeps a thread busy, of which there are few for this purpose; it keeps
-        neither the caller nor any other request waiting.
+        A Redis that hangs keeps one of this purpose's own threads busy, and neither the caller nor
+        any other request waiting.
         """
         try:
             with anyio.fail_after(STATUS_SECONDS):
                 status = await anyio.to_thread.run_sync(
-                    lambda: self.gate.use().status(),
+                    self._status,
                     limiter=self.status_limit,
                     abandon_on_cancel=True,
                 )
@@ -65,6 +69,10 @@ class ServerContext:
             return None, str(error)
         self.last_status = status
         return status, None
+
+    def _status(self) -> Status:
+        with self.gate.use() as registry:
+            return registry.status()
 
     def judge(self, status: Status | None, redis_problem: str | None) -> Readiness:
         """What is ready, given what `read_status` returned."""
@@ -82,21 +90,29 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def server_context(request: Request) -> ServerContext:
-    """The context of the application that serves this request."""
+async def server_context(request: Request) -> ServerContext:
+    """The context of the application that serves this request.
+
+    A coroutine function: a plain one waits for a thread, and Redis may keep all of them.
+    """
+    return _context_of(request)
+
+
+def _context_of(request: Request) -> ServerContext:
     return cast(ServerContext, request.app.state.context)
 
 
 Context = Annotated[ServerContext, Depends(server_context)]
 
 
-def registry(context: Context) -> TaskRegistry:
-    """The registry.
+def registry(context: Context) -> Iterator[TaskRegistry]:
+    """The registry, for as long as the request takes.
 
     Raises:
         RegistryError: it cannot be used now; answered with 503.
     """
-    return context.gate.use()
+    with context.gate.use() as opened:
+        yield opened
 
 
 Registry = Annotated[TaskRegistry, Depends(registry)]
@@ -110,7 +126,7 @@ class _KeyGuard(HTTPBasic):
         presented = basic_credentials(request.headers.get("Authorization"))
         if presented is None:
             detail = "send HTTP Basic credentials: the key's id as user name, its token as password"
-        elif await server_context(request).verify(*presented):
+        elif await _context_of(request).verify(*presented):
             return
         else:
             detail = (

@@ -11,9 +11,6 @@ from task_api import wire
 from task_api.records import Receipt, Submission
 from task_api.task import Problem, Source, SourceType, Task, TaskType, problems_of
 
-MAX_TASKS: Final = 1000
-"""Tasks in one message; they are stored in one step, during which Redis does nothing else."""
-
 CONFLICT: Final = (
     "is taken by a task with another type, project_name, focus, deadline or digest; "
     "post a different task under a task_id of its own"

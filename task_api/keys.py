@@ -59,7 +59,7 @@ SARIF = PREFIX + "sarif:"
 """Hash per task id: SARIF broadcasts by their sarif_id."""
 
 READY = PREFIX + "ready"
-"""Stream for consumers: one entry for each task made ready."""
+"""Stream for consumers: one entry for each time a task is made ready; again only after a retry."""
 
 CANCELED = PREFIX + "canceled"
 """Stream for consumers: one entry for each task cancelled."""
@@ -68,13 +68,19 @@ UNMATERIALIZED = PREFIX + "unmaterialized"
 """Sorted set: ready tasks whose materialization is not confirmed, by when they became ready."""
 
 REMOVALS = PREFIX + "removals"
-"""Set: tasks whose prepared folder is no longer wanted and has to be removed on its machine."""
+"""Set: tasks whose folder nobody wants, to be removed on the machine of their last attempt.
+
+Those are cancelled, or ended without having been announced after an attempt had begun.
+"""
 
 SENSOR = PREFIX + "sensor"
 """Hash: when the intake sensor was last seen, and what it saw."""
 
 REAPER = PREFIX + "reaper"
-"""String: when leases were last looked at."""
+"""String: when Redis was last seen at work, so that leases could be renewed."""
+
+ANSWER = PREFIX + "answer:"
+"""String per request id: what a script answered, for a request that comes twice."""
 
 WORKERS = PREFIX + "workers"
 """Sorted set: warm workers by the end of their lease."""
@@ -94,11 +100,27 @@ LONGEST_BACKOFF_MS = 300_000
 SCHEDULED_LEASE_MS = 180_000
 """Lease of a claim while a launcher starts a process for it."""
 
+ANSWER_MEMORY_MS = SCHEDULED_LEASE_MS
+"""How long an answer is remembered: until the lease ends that a claim has given."""
+
 RUNNING_LEASE_MS = 10_000
 """Lease of a running attempt; renewed well before it ends."""
 
-REAPER_GAP_MS = 10_000
-"""When nobody looked at leases for this long, those that ran out meanwhile get one extension."""
+REAPER_GAP_MS = 4_000
+"""When Redis was not at work for this long, leases may run out without their holders' fault.
+
+A holder renews each second, waits 5 s for an answer and a second more before it asks again. So,
+if Redis was away for less than 6 s, it is through 7 s after its last success, which leaves 3 s of
+the lease: the gap must be below 6 s. And it must be above the 3 s for which a wait for work may
+block before it marks that Redis is at work; the intake's waits block for 2 s.
+"""
+
+RENEWAL_MS = 7_000
+"""After such a gap, leases with less than this left are made whole once.
+
+It is the longest that a healthy holder may take to renew: the 5 s until a renewal sent into the gap
+is given up, the second before the next one, and one more for that.
+"""
 
 RECENT_EVENTS_KEPT = 10_000
 MAX_URLS_PER_SOURCE = 8

@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
-from task_api.task import Problem, Reason, Source, SourceType, Task, TaskState
+from task_api.task import Problem, Reason, Source, SourceType, Task, TaskState, TaskType
+
+MAX_REASON_CHARACTERS: Final = 2_000
+"""Length of a reason that is kept; what goes wrong may be told at any length."""
+
+MAX_REASON_PROBLEMS: Final = 20
+"""So many problems of a refused task are kept; its sender mends the first ones first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,28 @@ class SourceReport:
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """A task and where it stands. Times are UNIX milliseconds by Redis's clock."""
+    """A task and where it stands. Times are UNIX milliseconds by Redis's clock.
+
+    Attributes:
+        task: the task, as far as it can be read.
+        state: where it stands.
+        token: fencing token.
+        failures: how often an attempt failed for a reason that may pass.
+        sequence: its place in every listing.
+        accepted_ms: when it was recorded.
+        updated_ms: when it last changed its state.
+        reason: why it is in this state, or what its last attempt failed of.
+        not_before_ms: from when on a pending task may be claimed after a failure.
+        lease_until_ms: until when its claim or attempt holds.
+        run_id: the run that holds or last held it.
+        machine: where its last attempt ran; of an announced task, where its folder is.
+        path: the folder that was announced; stays when the task is prepared again.
+        waiting: whether its consumer has submitted something that is not yet judged.
+        refused: whether its values were wrong when it was posted.
+        sources: what is known of its sources.
+        defect: why its record cannot be read whole, for people; then the task is without metadata
+            and sources, and cannot be prepared.
+    """
 
     task: Task
     state: TaskState
@@ -118,6 +145,7 @@ class TaskRecord:
     waiting: bool = False
     refused: bool = False
     sources: tuple[SourceReport, ...] = ()
+    defect: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +213,26 @@ class Unmaterialized:
     ready_ms: int
 
 
+def problems_text(problems: Sequence[Problem]) -> str:
+    """The first problems of a task, one a line, for a reason; it says how many are left out."""
+    lines: list[str] = []
+    room = MAX_REASON_CHARACTERS
+    for problem in problems[:MAX_REASON_PROBLEMS]:
+        line = shortened(str(problem), max(0, room))
+        if lines and len(line) < len(str(problem)):
+            break
+        lines.append(line)
+        room -= len(line) + 1
+    if more := len(problems) - len(lines):
+        lines.append(f"… and {more} more")
+    return "\n".join(lines)
+
+
+def shortened(text: str, length: int = MAX_REASON_CHARACTERS) -> str:
+    """The text, cut to so many characters, of which the last shows the cut."""
+    return text if len(text) <= length else text[: max(0, length - 1)] + "…"
+
+
 def decoded(value: Any) -> Any:
     """A reply of Redis with its byte strings as text, whatever bytes they hold."""
     if isinstance(value, bytes):
@@ -208,24 +256,30 @@ def event_of(entry: tuple[bytes, Mapping[bytes, bytes]], task_id: str | None = N
     )
 
 
-def record_of(fields: Mapping[str, str]) -> TaskRecord:
-    """A task from the fields of its hash (written by `lua/accept.lua`)."""
-    sources = []
-    reports = []
-    for type_ in fields["source_types"].split():
-        urls = tuple(json.loads(line) for line in fields[f"urls:{type_}"].splitlines())
-        source = Source(SourceType(type_), fields[f"sha256:{type_}"], urls)
-        report = json.loads(fields.get(f"report:{type_}", "{}"))
-        sources.append(source)
-        reports.append(SourceReport(source.type, source.sha256, source.hosts, **report))
+def record_of(task_id: str, fields: Mapping[str, str]) -> TaskRecord:
+    """A task from the fields of its hash (written by `lua/accept.lua`).
+
+    What a sender wrote into it may be beyond what Python reads, such as metadata in a thousand
+    levels. Such a task is still shown and can be cancelled; `defect` says what is wrong with it.
+
+    Raises:
+        KeyError, ValueError: what the registry itself wrote cannot be read.
+    """
+    defect = None
+    try:
+        task, reports = _content_of(fields)
+    except RecursionError:
+        task, reports = _outline_of(task_id, fields), ()
+        defect = "its metadata is nested too deeply to be read"
+    except (KeyError, TypeError, ValueError) as error:
+        task, reports = _outline_of(task_id, fields), ()
+        defect = f"its content cannot be read: {type(error).__name__}"
 
     def number(name: str) -> int | None:
         return int(fields[name]) if fields.get(name) else None
 
     return TaskRecord(
-        task=replace(
-            Task.from_dict(json.loads(fields["spec"]) | {"sources": []}), sources=tuple(sources)
-        ),
+        task=task,
         state=TaskState(fields["state"]),
         token=int(fields["token"]),
         failures=int(fields["failures"]),
@@ -240,5 +294,32 @@ def record_of(fields: Mapping[str, str]) -> TaskRecord:
         path=fields.get("path") or None,
         waiting=fields.get("waiting") == "1",
         refused=fields.get("refused") == "1",
-        sources=tuple(reports),
+        sources=reports,
+        defect=defect,
+    )
+
+
+def _content_of(fields: Mapping[str, str]) -> tuple[Task, tuple[SourceReport, ...]]:
+    """What was posted, and what is known of its sources."""
+    sources = []
+    reports = []
+    for type_ in fields["source_types"].split():
+        urls = tuple(json.loads(line) for line in fields[f"urls:{type_}"].splitlines())
+        source = Source(SourceType(type_), fields[f"sha256:{type_}"], urls)
+        report = json.loads(fields.get(f"report:{type_}", "{}"))
+        sources.append(source)
+        reports.append(SourceReport(source.type, source.sha256, source.hosts, **report))
+    task = Task.from_dict(json.loads(fields["spec"]) | {"sources": []})
+    return replace(task, sources=tuple(sources)), tuple(reports)
+
+
+def _outline_of(task_id: str, fields: Mapping[str, str]) -> Task:
+    """The task without what may be beyond reading."""
+    return Task(
+        task_id=task_id,
+        type=TaskType(fields["type"]),
+        project_name=fields["project_name"],
+        focus=fields["focus"],
+        deadline_ms=int(fields["deadline_ms"]),
+        sources=(),
     )

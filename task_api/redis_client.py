@@ -8,14 +8,23 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from typing import Final
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from task_api import keys
+from task_api.redis_url import safe_redis_url
 from task_api.task import RegistryUnavailable
+
+__all__ = [
+    "LONGEST_BLOCK_SECONDS",
+    "connect",
+    "lost",
+    "safe_redis_url",
+    "script_source",
+    "translated",
+]
 
 CONNECT_TIMEOUT_SECONDS: Final = 2.0
 COMMAND_TIMEOUT_SECONDS: Final = 5.0
@@ -33,13 +42,6 @@ _TROUBLE: Final = (
 
 LONGEST_BLOCK_SECONDS: Final = 3.0
 """One blocking read; below the command time-out, so that a dead connection is noticed."""
-
-
-def safe_redis_url(url: str) -> str:
-    """The Redis URL without user and password."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
 
 
 def connect(url: str) -> redis.Redis:
@@ -73,6 +75,11 @@ def translated() -> Iterator[None]:
         if _REFUSALS.search(str(error)):
             raise RegistryUnavailable(f"Redis refuses the command: {error}") from error
         raise
+
+
+def lost(error: RegistryUnavailable) -> bool:
+    """Whether Redis did not answer at all, as opposed to having refused a command."""
+    return isinstance(error.__cause__, redis.ConnectionError | redis.TimeoutError)
 
 
 @cache

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import random
 import time
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Self, cast
 
 import redis
@@ -31,13 +33,15 @@ from task_api.records import (
     Verdict,
     decoded,
     event_of,
+    problems_text,
     record_of,
+    shortened,
 )
 from task_api.redis_client import LONGEST_BLOCK_SECONDS, connect, script_source, translated
 from task_api.task import (
-    LIVE_STATES,
     Outcome,
     Reason,
+    RegistryUnavailable,
     SchemaMismatch,
     SourceType,
     TaskState,
@@ -62,7 +66,7 @@ __all__ = [
 ]
 
 BATCH: Final = 200
-"""How many tasks one call of a sweeping script touches, so that it never holds Redis for long."""
+"""How many tasks one call of a script touches, so that it never holds Redis for long."""
 
 
 class TaskRegistry:
@@ -70,11 +74,16 @@ class TaskRegistry:
 
     Every method may raise `RegistryUnavailable`. Methods that move a task raise `UnknownTask` or
     `TransitionRefused` where the move is not allowed. An instance may be shared by threads.
+
+    A connection that breaks leaves open whether a command was carried out, so the client sends it
+    again. No method does anything twice for that, and each answers as it would have at first.
     """
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
         self._scripts: dict[str, Any] = {}
+        # Ids of claims whose answers did not come; they may have taken tasks.
+        self._unanswered: list[str] = []
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -146,7 +155,8 @@ class TaskRegistry:
         A valid new task becomes pending, or canceled if its cancel came first. A task with
         problems is recorded as errored if another one of the message was accepted; else nothing
         of it is kept. The answer of a message that was accepted is remembered, so that the same
-        message gets it again whatever became of its tasks.
+        message gets it again whatever became of its tasks. Of the problems of a task the first 20
+        are kept, and about 2000 characters.
 
         Args:
             message_id: UUID of the message, lower-case.
@@ -169,7 +179,7 @@ class TaskRegistry:
                 _text(task.project_name),
                 _text(task.focus),
                 json.dumps(task.metadata),
-                "\n".join(map(str, submission.problems)).encode("ascii", "backslashreplace"),
+                _text(problems_text(submission.problems)),
                 len(task.sources),
             ]
             for source in task.sources:
@@ -195,7 +205,7 @@ class TaskRegistry:
         Returns:
             Whether it is new.
         """
-        return bool(self._run("sarif", task_id, sarif_id, json.dumps(broadcast)))
+        return bool(self._run("sarif", _request_id(), task_id, sarif_id, json.dumps(broadcast)))
 
     def sarifs(self, task_id: str) -> dict[str, Any]:
         """The SARIF broadcasts of a task by their sarif_id."""
@@ -208,13 +218,24 @@ class TaskRegistry:
     def claim(self, limit: int, *, lease_ms: int = keys.SCHEDULED_LEASE_MS) -> list[Claim]:
         """Take up to `limit` due pending tasks, the longest waiting first: pending → scheduled.
 
+        What a call took whose answer did not come, since Redis was away, comes with the next call
+        on the same instance, whatever its limit; else it is pending again when its lease ends.
+
         Args:
             limit: how many at the most.
             lease_ms: how long a start may take, milliseconds; then the task is pending again.
         """
-        if limit <= 0:
-            return []
-        taken = self._run("claim", min(limit, BATCH), lease_ms)
+        try:
+            request = self._unanswered.pop()
+        except IndexError:
+            if limit <= 0:
+                return []
+            request = _request_id()
+        try:
+            taken = self._run("claim", request, max(0, min(limit, BATCH)), lease_ms)
+        except RegistryUnavailable:
+            self._unanswered.append(request)
+            raise
         return [Claim(taken[i], int(taken[i + 1])) for i in range(0, len(taken), 2)]
 
     def start(
@@ -228,6 +249,9 @@ class TaskRegistry:
     ) -> Attempt:
         """Begin an attempt: scheduled or pending → downloading.
 
+        A task that was announced, given back by its consumer as errored and started by hand is
+        announced anew, as after `retry`.
+
         Args:
             task_id: the task.
             run_id: the run that will do the work.
@@ -236,13 +260,25 @@ class TaskRegistry:
             lease_ms: lease of the attempt, milliseconds; `renew` it well before it ends.
 
         Raises:
-            UnknownTask, TransitionRefused: it may not be started (now, or with this token).
+            UnknownTask, TransitionRefused: it may not be started (now, or with this token; by hand
+                also past its deadline), or its record cannot be read, which makes it errored.
         """
         reply = self._move(
             "started", "start", task_id, "" if token is None else token, run_id, machine, lease_ms
         )
+        held = int(reply[0])
         record = self.get(task_id)
-        return Attempt(record.task, int(reply[0]), record.failures)
+        if record.defect is not None:
+            reason = Reason("unreadable", f"{record.defect}; post it anew, under another task_id")
+            raise TransitionRefused(
+                task_id,
+                "started",
+                state=self.fail(task_id, held, reason),
+                token=held,
+                run_id=run_id,
+                reason=reason,
+            )
+        return Attempt(record.task, held, record.failures)
 
     def renew(self, task_id: str, token: int, *, lease_ms: int = keys.RUNNING_LEASE_MS) -> None:
         """Extend the lease of a running attempt.
@@ -266,6 +302,8 @@ class TaskRegistry:
     ) -> None:
         """Note that a source was verified or unpacked; appends an event of that kind.
 
+        The same report of the same attempt appends one event, however often it is made.
+
         Raises:
             UnknownTask, TransitionRefused: the attempt is over; stop and clean up.
         """
@@ -287,7 +325,8 @@ class TaskRegistry:
     def ready(self, task_id: str, token: int, *, path: str, machine: str) -> None:
         """Announce a prepared task: downloading → ready, with the entry in the ready stream.
 
-        May be repeated with the same token: the announcement is made once.
+        May be repeated with the same token, even when a consumer has judged the task since: the
+        announcement is made once.
 
         Args:
             task_id: the task.
@@ -322,13 +361,16 @@ class TaskRegistry:
 
         A transient failure goes back to pending, to be claimed again after a pause: 5 seconds
         doubling to 5 minutes, with jitter, at least `retry_after_ms`. It is errored instead when
-        the pause would outlast the deadline or `retry_until_ms`, or at the fifth failure.
+        the pause would outlast the deadline or `retry_until_ms`, or at the fifth failure. Of the
+        reason about 2000 characters are kept.
+
+        May be repeated with the same token: the failure counts once, and the answer is the same.
 
         Returns:
             The new state.
 
         Raises:
-            UnknownTask, TransitionRefused: the attempt was over already.
+            UnknownTask, TransitionRefused: the attempt was over already, by another's doing.
         """
         reply = self._move(
             "failed",
@@ -336,7 +378,7 @@ class TaskRegistry:
             task_id,
             token,
             reason.code,
-            _text(reason.text),
+            _text(shortened(reason.text)),
             int(transient),
             retry_after_ms,
             retry_until_ms or 0,
@@ -347,6 +389,9 @@ class TaskRegistry:
     def cancel(self, task_id: str, *, reason: Reason | None = None) -> bool:
         """Cancel a task; one that is not known yet is cancelled when it comes (for 7 days).
 
+        Its folder is listed for removal if it was announced, or if an attempt had begun, which may
+        have left one.
+
         Returns:
             Whether the task is known.
 
@@ -356,13 +401,13 @@ class TaskRegistry:
         """
         why = reason or Reason("canceled", "cancelled on request")
         try:
-            self._move("canceled", "cancel", task_id, why.code, _text(why.text))
+            self._move("canceled", "cancel", task_id, why.code, _text(shortened(why.text)))
         except UnknownTask:
             return False
         return True
 
     def cancel_all(self, *, reason: Reason | None = None) -> int:
-        """Cancel every live task that was recorded before this call.
+        """Cancel every live task that was recorded before this call, however it moves meanwhile.
 
         Returns:
             How many were cancelled.
@@ -370,22 +415,23 @@ class TaskRegistry:
         why = reason or Reason("canceled", "cancelled on request, with all others")
         with translated():
             last = int(cast(bytes | None, self._redis.get(keys.SEQUENCE)) or 0)
+        text = _text(shortened(why.text))
         canceled = 0
-        for state in LIVE_STATES:
-            while count := int(
-                self._run("cancel_all", str(state), last, BATCH, why.code, _text(why.text))
-            ):
-                canceled += count
+        while count := int(self._run("cancel_all", _request_id(), last, BATCH, why.code, text)):
+            canceled += count
         return canceled
 
     def retry(self, task_id: str) -> None:
         """Prepare a task again: errored or failed → pending, with its failures forgotten.
 
+        A task that had been announced, and was given back by its consumer as errored or failed, is
+        announced anew when it is ready again: one more entry in the ready stream for each retry.
+
         Raises:
             UnknownTask, TransitionRefused: it is in another state, its deadline has passed, or it
                 was refused when it was posted.
         """
-        self._move("retried", "retry", task_id)
+        self._move("retried", "retry", task_id, _request_id())
 
     def report_outcome(self, task_id: str, outcome: Outcome, reason: str = "") -> None:
         """Record what a consumer made of a ready task. The same report may be repeated.
@@ -393,21 +439,21 @@ class TaskRegistry:
         Raises:
             UnknownTask, TransitionRefused: the task is not ready, or has another outcome.
         """
-        self._move("given an outcome", "outcome", task_id, str(outcome), _text(reason))
+        self._move("given an outcome", "outcome", task_id, str(outcome), _text(shortened(reason)))
 
     def reap(self) -> Reaped:
         """Expire tasks past their deadline and take back leases that ran out.
 
-        A downloading task whose lease ran out counts a failure; a scheduled one does not. When
-        nobody reaped for a while (Redis was away, say), leases that ran out meanwhile are
-        extended once instead: their holders could not renew them.
+        A downloading task whose lease ran out counts a failure; a scheduled one does not. After
+        Redis was away or frozen, leases that ran out meanwhile, or are about to, are made whole
+        once instead: their holders could not renew them.
         """
         expired: list[str] = []
         returned: list[str] = []
         errored: list[str] = []
         more = True
         while more:
-            more_flag, *moves = self._run("reap", BATCH, _jitter())
+            more_flag, *moves = self._run("reap", _request_id(), BATCH, _jitter())
             more = more_flag == "1"
             for i in range(0, len(moves), 2):
                 {"expired": expired, "pending": returned, "errored": errored}[moves[i]].append(
@@ -477,7 +523,12 @@ class TaskRegistry:
             self._redis.zrem(keys.UNMATERIALIZED, task_id)
 
     def removals(self) -> list[str]:
-        """Tasks whose prepared folder is no longer wanted."""
+        """Tasks whose folder, if there is one, is no longer wanted.
+
+        They are canceled; or expired or errored without ever having been announced, after an
+        attempt had begun on `TaskRecord.machine`. An errored task may be prepared again at any
+        moment: ask for its state once more under the lock under which folders are published.
+        """
         with translated():
             return sorted(
                 member.decode() for member in cast(set[bytes], self._redis.smembers(keys.REMOVALS))
@@ -511,14 +562,20 @@ class TaskRegistry:
                 pipeline.hgetall(keys.TASK + task_id)
             hashes = cast(list[dict[bytes, bytes]], pipeline.execute())
         return [
-            record_of({k.decode(): v.decode() for k, v in fields.items()}) if fields else None
-            for fields in hashes
+            record_of(task_id, {decoded(k): decoded(v) for k, v in fields.items()})
+            if fields
+            else None
+            for task_id, fields in zip(task_ids, hashes, strict=True)
         ]
 
     def page(
         self, *, state: TaskState | None = None, limit: int = 50, after: str | None = None
     ) -> list[TaskRecord]:
         """Tasks in the order in which they were recorded, newest first.
+
+        Each task is there once, whatever moves meanwhile; of those in one state, all were in it at
+        the same moment (for every 200 of them). A record that cannot be read whole is there too,
+        with its `defect`; one of which the registry's own part is lost is left out.
 
         Args:
             state: only tasks in this state; None for all, state by state being merged.
@@ -530,23 +587,17 @@ class TaskRegistry:
         """
         highest = "+inf" if after is None else f"({self._sequence(after)}"
         states = list(TaskState) if state is None else [state]
-        with translated():
-            pipeline = self._redis.pipeline(transaction=False)
-            for one in states:
-                pipeline.zrange(
-                    keys.index(one),
-                    highest,
-                    "-inf",
-                    desc=True,
-                    byscore=True,
-                    offset=0,
-                    num=limit,
-                    withscores=True,
-                )
-            found = cast(list[list[tuple[bytes, float]]], pipeline.execute())
-        merged = sorted((row for rows in found for row in rows), key=lambda row: -row[1])
-        records = self.get_many([task_id.decode() for task_id, _ in merged[:limit]])
-        return [record for record in records if record is not None]
+        records: list[TaskRecord] = []
+        while (wanted := min(BATCH, limit - len(records))) > 0:
+            rows = self._run("page", highest, wanted, *states)
+            for task_id, _, fields in rows:
+                found = dict(zip(fields[::2], fields[1::2], strict=True))
+                with suppress(KeyError, ValueError):
+                    records.append(record_of(task_id, found))
+            if len(rows) < wanted:
+                break
+            highest = f"({rows[-1][1]}"
+        return records
 
     def _sequence(self, task_id: str) -> int:
         with translated():
@@ -637,6 +688,11 @@ class TaskRegistry:
             reason=Reason(code, text) if code else None,
             stale=stale == "1",
         )
+
+
+def _request_id() -> str:
+    """Names one call; a script that gets it a second time answers what it answered at first."""
+    return uuid.uuid4().hex
 
 
 def _jitter() -> str:

@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -25,23 +24,13 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from task_api.redis_url import check_redis_url
 from task_api.task import normalize_uuid, split_url
 
 SHARED_PREFIX = "BUTTERCUP_"
 SHARED_FIELDS = ("redis_url", "home")
 
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
-
-
-def _redis_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError(
-            "a Redis URL begins with redis://, rediss:// or unix://, "
-            "such as redis://localhost:6379 or redis://:password@host:6379/0"
-        )
-    _ = parts.port  # raises ValueError where it is not a number
-    return value
 
 
 def _log_level(value: str) -> str:
@@ -51,7 +40,13 @@ def _log_level(value: str) -> str:
 
 
 def _home(value: Path) -> Path:
-    return value.expanduser().absolute()
+    try:
+        return value.expanduser().absolute()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            "the home folder of this user, or the current folder, is not known; "
+            "name the folder from / on"
+        ) from error
 
 
 class _SharedEnvironment(EnvSettingsSource):
@@ -78,7 +73,9 @@ def _shared_only(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in SHARED_FIELDS}
 
 
-RedisUrl = Annotated[str, AfterValidator(_redis_url), Field(description="Redis URL")]
+RedisUrl = Annotated[
+    str, AfterValidator(check_redis_url), Field(description="Redis URL", repr=False)
+]
 LogLevel = Annotated[str, AfterValidator(_log_level), Field(description="Log level")]
 Home = Annotated[
     Path,
@@ -99,6 +96,8 @@ class CommonSettings(BaseSettings):
         env_file=".env",
         env_file_encoding="utf-8",
         env_ignore_empty=True,
+        # An error may end up in a log, and a Redis URL holds a password.
+        hide_input_in_errors=True,
         extra="ignore",
         cli_implicit_flags=True,
         cli_hide_none_type=True,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import subprocess
-from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 import task_api
 
-GIT_SECONDS = 2.0
+GIT_SECONDS: Final = 2.0
 
 
-@lru_cache(maxsize=1)
 def version_text() -> str:
-    """The package's version; in a checkout, with the commit behind it: `0.1.0+g0123456789ab`."""
+    """The package's version; in a checkout, with the commit behind it: `0.1.0+g0123456789ab`.
+
+    Runs git, which may take up to `GIT_SECONDS`: call it in a thread, and once.
+    """
     commit = _commit(Path(task_api.__file__).parents[1])
     return f"{task_api.__version__}+g{commit}" if commit else task_api.__version__
 

@@ -29,6 +29,7 @@ from buttercup_dagster.sources.store import Obtained, Store
 from task_api.task import Source, SourceType, Task, normalize_uuid, problems_of
 
 STAGING_NAME: Final = ".staging"
+MANIFESTS_NAME: Final = ".manifests"
 
 Phase = Literal["fetching", "verified", "unpacked"]
 
@@ -65,7 +66,7 @@ class Workspace:
         Raises:
             SpecError: the id is no UUID.
         """
-        return Store(self.store).manifests / f"{_checked_id(task_id)}.json"
+        return self.tasks / MANIFESTS_NAME / f"{_checked_id(task_id)}.json"
 
     @contextlib.contextmanager
     def task_lock(self, task_id: str, stop: Stop | None = None) -> Iterator[None]:
@@ -263,7 +264,7 @@ def _make(
     stop.check()
     make_folder(workspace.tasks)
     make_folder(workspace.staging, 0o700)
-    make_folder(Store(workspace.store).manifests)
+    make_folder(workspace.tasks / MANIFESTS_NAME)
     # What cannot be removed is in nobody's way.
     with contextlib.suppress(SourceError):
         clean_staging(workspace)
@@ -324,16 +325,23 @@ def check_prepared(task_id: str, workspace: Workspace) -> list[str]:
     return manifest.differences(path)
 
 
-def remove_prepared(task_id: str, workspace: Workspace, stop: Stop | None = None) -> bool:
+def remove_prepared(
+    task_id: str,
+    workspace: Workspace,
+    stop: Stop | None = None,
+    *,
+    unwanted: Callable[[], bool] = lambda: True,
+) -> bool:
     """Remove the folder and the manifest of a task; its archives stay.
 
     Args:
         task_id: UUID.
         workspace: where tasks are kept.
         stop: ends the wait for whoever publishes or removes the same task.
+        unwanted: asked under the task's lock, so that what was published meanwhile stays.
 
     Returns:
-        Whether there was a folder.
+        Whether a folder was removed.
 
     Raises:
         SpecError: the id is no UUID.
@@ -348,7 +356,7 @@ def remove_prepared(task_id: str, workspace: Workspace, stop: Stop | None = None
         private_folder(workspace.staging, path.name) as staging,
         workspace.task_lock(task_id, stop),
     ):
-        return withdraw(path, workspace.manifest(task_id), staging / "removed")
+        return unwanted() and withdraw(path, workspace.manifest(task_id), staging / "removed")
 
 
 def clean_staging(workspace: Workspace) -> list[str]:

@@ -63,7 +63,6 @@ class Store:
         archives/sha256/<first two digits>/<digest>   a verified archive, read-only
         parts/<digest>.<random>/                      a download under way
         locks/<digest>.lock                           held by whoever downloads that digest
-        manifests/<task_id>.json                      what a prepared task holds
 
     Args:
         root: folder on one file system; made when it is needed.
@@ -71,11 +70,6 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-
-    @property
-    def manifests(self) -> Path:
-        """Folder of the manifests of prepared tasks."""
-        return self.root / "manifests"
 
     def archive_path(self, digest: str) -> Path:
         """Where the archive of a digest is, or would be.

@@ -1,6 +1,7 @@
--- What every script of the registry shares. `KEY` (names of keys, numbers) stands before this chunk.
--- Redis runs a script whole, so nothing here is ever half-done. A script may be sent twice when a
--- connection breaks: each move finds its own earlier success and answers the same.
+-- What every script of the registry shares. `KEY` (names of keys, numbers) stands before this
+-- chunk. Redis runs a script whole, so nothing here is ever half-done. A script may be sent twice
+-- when a connection breaks, and must then change nothing more and answer the same: it finds its own
+-- success in the task where the token says whose it was, else under the request's id (`remembered`).
 
 local ALLOWED = {
   pending = {new = true, scheduled = true, downloading = true, errored = true, failed = true},
@@ -15,6 +16,8 @@ local ALLOWED = {
 }
 local LIVE = {pending = true, scheduled = true, downloading = true, ready = true}
 local LEASED = {scheduled = true, downloading = true}
+local HELD = {downloading = true}
+local ANNOUNCED = {ready = true, succeeded = true, failed = true}
 local COUNTED = {succeeded = true, failed = true, errored = true, canceled = true}
 
 local clock = redis.call('TIME')
@@ -27,6 +30,30 @@ end
 
 local function read(id, ...)
   return redis.call('HMGET', KEY.TASK .. id, ...)
+end
+
+-- The answer that this request got before, or nil.
+local function remembered(request)
+  local answer = redis.call('GET', KEY.ANSWER .. request)
+  return answer and cmsgpack.unpack(answer) or nil
+end
+
+local function remember(request, answer)
+  redis.call('SET', KEY.ANSWER .. request, cmsgpack.pack(answer), 'PX', KEY.ANSWER_MEMORY_MS)
+  return answer
+end
+
+-- Whether Redis was away or frozen for so long that leases may have run out for that reason alone.
+local function unwatched()
+  return NOW - tonumber(redis.call('GET', KEY.REAPER) or '0') > KEY.REAPER_GAP_MS
+end
+
+-- Redis is at work, so whoever holds a lease can renew it. After a gap only the reaper may say so,
+-- when it has made up for the gap.
+local function at_work()
+  if not unwatched() then
+    redis.call('SET', KEY.REAPER, digits(NOW))
+  end
 end
 
 -- Appends to the task's timeline; `fields` is a flat list of names and values.
@@ -60,6 +87,22 @@ local function publish(stream, id)
   redis.call('XADD', stream, '*', 'task_id', id, 'path', task[1] or '', 'machine', task[2] or '',
     'deadline_ms', task[3], 'type', task[4], 'project_name', task[5], 'focus', task[6],
     'metadata', task[7])
+end
+
+-- Lists the folder of a task for removal, or takes it off that list. A live task is published over
+-- what stands there. A cancelled one is wanted by nobody. One that ended without having been
+-- announced may have a folder none the less: its attempt died between the renaming and `ready`. Of
+-- the announced ones, people and retention take care.
+local function judge_folder(id, to)
+  if LIVE[to] then
+    redis.call('SREM', KEY.REMOVALS, id)
+    return
+  end
+  local task = read(id, 'path', 'machine')
+  local announced, begun = (task[1] or '') ~= '', (task[2] or '') ~= ''
+  if to == 'canceled' and announced or not announced and begun then
+    redis.call('SADD', KEY.REMOVALS, id)
+  end
 end
 
 -- The one place where a task changes its state. `set` holds further fields of the task ('' clears
@@ -111,10 +154,21 @@ local function move(id, from, to, set, event, about)
     redis.call('SREM', KEY.WAITING, id)
     redis.call('HDEL', task, 'waiting')
   end
+  if not ANNOUNCED[to] then
+    redis.call('ZREM', KEY.UNMATERIALIZED, id)
+  end
+  judge_folder(id, to)
   if COUNTED[to] then
     count(to)
   end
   emit(id, event, about)
+  at_work()
+end
+
+local function extend_lease(id, lease_ms)
+  local until_ms = digits(NOW + lease_ms)
+  redis.call('ZADD', KEY.LEASES, until_ms, id)
+  redis.call('HSET', KEY.TASK .. id, 'lease_until_ms', until_ms)
 end
 
 local function grow_token(id)
@@ -129,12 +183,8 @@ local function finish(id, from, to, code, text)
   end
   move(id, from, to, {code = code, text = text}, to,
     {'from', from, 'token', digits(token), 'code', code, 'text', text})
-  redis.call('ZREM', KEY.UNMATERIALIZED, id)
   if to == 'canceled' then
     publish(KEY.CANCELED, id)
-    if (redis.call('HGET', KEY.TASK .. id, 'path') or '') ~= '' then
-      redis.call('SADD', KEY.REMOVALS, id)
-    end
   end
 end
 
@@ -178,9 +228,16 @@ local function refused(id, stale)
     stale and '1' or '0'}
 end
 
--- The reply that forbids an attempt to go on, or nil when it holds its task: downloading, with
--- this token.
-local function not_held(id, token)
+-- The reply that refuses a task to be prepared which could not be ready in time.
+local function refused_late(id)
+  local reply = refused(id, false)
+  reply[5], reply[6] = 'deadline_passed', 'its deadline has passed'
+  return reply
+end
+
+-- The reply that forbids an attempt to go on, or nil when it holds its task: with this token, and
+-- in one of these states (downloading, if none are given).
+local function not_held(id, token, states)
   local task = read(id, 'state', 'token')
   if not task[1] then
     return {'unknown'}
@@ -188,7 +245,7 @@ local function not_held(id, token)
   if task[2] ~= token then
     return refused(id, true)
   end
-  if task[1] ~= 'downloading' then
+  if not (states or HELD)[task[1]] then
     return refused(id, false)
   end
   return nil

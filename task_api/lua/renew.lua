@@ -3,7 +3,6 @@ local forbidden = not_held(ARGV[1], ARGV[2])
 if forbidden then
   return forbidden
 end
-local until_ms = digits(NOW + tonumber(ARGV[3]))
-redis.call('ZADD', KEY.LEASES, until_ms, ARGV[1])
-redis.call('HSET', KEY.TASK .. ARGV[1], 'lease_until_ms', until_ms)
+extend_lease(ARGV[1], tonumber(ARGV[3]))
+at_work()
 return {'ok'}

@@ -10,13 +10,16 @@ if state == 'downloading' and task[3] == run_id then
 end
 local by_hand = token == ''
 if by_hand then
-  if state == 'errored' and not task[4] and tonumber(task[5]) > NOW then
+  if state ~= 'pending' and not (state == 'errored' and not task[4]) then
+    return refused(id, false)
+  end
+  if tonumber(task[5]) <= NOW then
+    return refused_late(id)
+  end
+  if state == 'errored' then
     move(id, state, 'pending', {failures = '0', outcome = ''}, 'retry',
       {'text', 'started by hand', 'run_id', run_id})
     state = 'pending'
-  end
-  if state ~= 'pending' then
-    return refused(id, false)
   end
 else
   if task[2] ~= token then

@@ -1,9 +1,5 @@
 -- → milliseconds until a task falls due, a lease or a deadline ends; 0 if one has; -1 if none will.
--- Whoever waits for that watches the leases, unless they went unwatched before (see reap.lua).
-local looked = tonumber(redis.call('GET', KEY.REAPER) or '0')
-if NOW - looked <= KEY.REAPER_GAP_MS then
-  redis.call('SET', KEY.REAPER, digits(NOW))
-end
+at_work()
 local first = -1
 for _, timers in ipairs({KEY.DUE, KEY.LEASES, KEY.DEADLINES}) do
   local entry = redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')

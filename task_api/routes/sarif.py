@@ -9,14 +9,14 @@ from fastapi import APIRouter, Depends
 from task_api import wire
 from task_api.context import Body, Registry, require_key
 from task_api.intake import broadcast
-from task_api.validation import parse_json, validated, whole_numbers
+from task_api.validation import bounded, parse_json, validated, whole_numbers
 
 router = APIRouter(prefix="/v1/sarif", tags=["sarif"], dependencies=[Depends(require_key)])
 
 
 def sarif_message(body: Body) -> wire.SARIFBroadcast:
     """Read the body of `POST /v1/sarif/`; a plain function, so that a thread does the work."""
-    return validated(wire.SARIFBroadcast, whole_numbers(parse_json(body)))
+    return validated(wire.SARIFBroadcast, whole_numbers(bounded(parse_json(body))))
 
 
 @router.post(

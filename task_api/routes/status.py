@@ -8,7 +8,6 @@ from task_api import wire
 from task_api.context import Context, Registry, require_key
 from task_api.records import Status
 from task_api.task import TaskState
-from task_api.version import version_text
 
 router = APIRouter(prefix="/status", tags=["status"], dependencies=[Depends(require_key)])
 
@@ -32,7 +31,7 @@ async def get_status(context: Context) -> wire.Status:
         ready=judged.ready,
         since=known.since_ms if known else context.started_ms,
         state=wire.StatusState(tasks=_counts(known)),
-        version=version_text(),
+        version=context.version,
     )
 
 

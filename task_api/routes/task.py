@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from task_api import answers, wire
 from task_api.answers import AsciiJSONResponse, refuse
 from task_api.context import Body, Registry, TaskId, now_ms, require_key
-from task_api.intake import MAX_TASKS, answer_to, fingerprint, refusals, submissions_of
+from task_api.intake import answer_to, fingerprint, refusals, submissions_of
 from task_api.task import (
     Outcome,
     Problem,
@@ -21,7 +21,7 @@ from task_api.task import (
     TransitionRefused,
     UnknownTask,
 )
-from task_api.validation import parse_json, problem_list, validated, whole_numbers
+from task_api.validation import bounded, parse_json, problem_list, validated, whole_numbers
 from task_api.views import TaskPage, TaskView, details, summary
 
 router = APIRouter(prefix="/v1/task", tags=["task"], dependencies=[Depends(require_key)])
@@ -39,14 +39,9 @@ class Message:
 
 def task_message(body: Body) -> Message:
     """Read the body of `POST /v1/task/`; a plain function, so that a thread does the work."""
-    data = parse_json(body)
+    data = bounded(parse_json(body))
     digest = fingerprint(data)
-    content = validated(wire.Task, whole_numbers(data))
-    if len(content.tasks) > MAX_TASKS:
-        raise TaskInvalid(
-            [Problem(("tasks",), f"holds {len(content.tasks)} tasks; send {MAX_TASKS} at most")]
-        )
-    return Message(content, digest)
+    return Message(validated(wire.Task, whole_numbers(data)), digest)
 
 
 class OutcomeReport(BaseModel):

@@ -124,7 +124,7 @@ def test_partition_that_is_no_task_id_fails_with_the_reason(bench: Bench) -> Non
 def test_folder_that_cannot_be_read_is_told(bench: Bench) -> None:
     task = bench.task()
     bench.prepare(task)
-    (bench.home / "store" / "manifests" / f"{task.task_id}.json").write_text("{")
+    (bench.home / "tasks" / ".manifests" / f"{task.task_id}.json").write_text("{")
     file = bench.tree(task.task_id) / "src" / FOCUS / "main.c"
     file.write_text("changed")
     # A damaged manifest proves nothing, so the folder is built again.

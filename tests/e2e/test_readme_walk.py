@@ -26,7 +26,7 @@ pytestmark = [
 
 def blocks() -> list[str]:
     """The shell blocks of the chapter."""
-    chapter = (ROOT / "README.md").read_text("utf-8").partition("## Prepare the first task")[2]
+    chapter = (ROOT / "README.md").read_text("utf-8").partition("## The same by hand")[2]
     return re.findall(r"```sh\n(.*?)```", chapter.partition("\n## ")[0], re.DOTALL)
 
 

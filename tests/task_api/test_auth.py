@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import argon2
@@ -16,6 +18,7 @@ from dotenv import dotenv_values
 
 from task_api.auth import (
     CREDENTIALS,
+    REMEMBERED_SECONDS,
     ApiKey,
     KeyUnusable,
     KeyVerifier,
@@ -25,9 +28,20 @@ from task_api.auth import (
     resolve_key,
 )
 from task_api.settings import TaskServerSettings
-from tests.support.server import KEY_ID, TOKEN, TOKEN_HASH, Client, TaskServer, basic
+from tests.support.server import (
+    KEY_ID,
+    TOKEN,
+    TOKEN_HASH,
+    Client,
+    TaskServer,
+    basic,
+    wire_message,
+    wire_task,
+)
 from tests.support.users import as_ordinary_user
+from tests.support.waiting import wait_for
 
+UNKNOWN_ID = "6f0c8c5e-4d4e-4f0a-9d53-0c6f3f3b8a11"
 PATHS = [
     ("POST", "/v1/task/"),
     ("DELETE", "/v1/task/"),
@@ -62,7 +76,7 @@ def test_nothing_is_open(client: Client, method: str, path: str, slash: str) -> 
         basic(KEY_ID, ""),
         basic(KEY_ID, TOKEN + "x"),
         basic(KEY_ID, TOKEN.partition(":")[0]),
-        basic("6f0c8c5e-4d4e-4f0a-9d53-0c6f3f3b8a11", TOKEN),
+        basic(UNKNOWN_ID, TOKEN),
         basic("", TOKEN),
         basic("ü", "ü"),
     ],
@@ -130,6 +144,68 @@ def test_a_made_token_is_long_and_verifies() -> None:
     assert verifier.verify(KEY_ID, token)
     assert not verifier.verify(KEY_ID, make_token())
     assert token not in repr(verifier.__dict__)
+
+
+# --- remembered ---------------------------------------------------------------------------------
+
+
+def test_what_was_right_is_remembered_and_what_was_wrong_is_not() -> None:
+    verifier = KeyVerifier(ApiKey(KEY_ID, TOKEN_HASH))
+    assert not verifier.remembers(KEY_ID, TOKEN)
+    assert not verifier.verify(KEY_ID, "wrong")
+    assert not verifier.verify(UNKNOWN_ID, TOKEN)
+    for key_id, token in ((KEY_ID, "wrong"), (UNKNOWN_ID, TOKEN), (KEY_ID, TOKEN)):
+        assert not verifier.remembers(key_id, token)
+
+    assert verifier.verify(KEY_ID, TOKEN)
+    assert verifier.remembers(KEY_ID, TOKEN)
+    assert verifier.remembers(KEY_ID.upper(), TOKEN)
+    for key_id, token in (
+        (KEY_ID, "wrong"),
+        (KEY_ID, ""),
+        (KEY_ID, TOKEN + "x"),
+        (KEY_ID, TOKEN.lower()),
+        (UNKNOWN_ID, TOKEN),
+        ("", TOKEN),
+        ("", f"{KEY_ID}:{TOKEN}"),
+    ):
+        assert not verifier.remembers(key_id, token)
+        assert not verifier.verify(key_id, token)
+    assert verifier.remembers(KEY_ID, TOKEN)
+    assert TOKEN not in repr(vars(verifier))
+    other = KeyVerifier(ApiKey(KEY_ID, TOKEN_HASH))
+    other.verify(KEY_ID, TOKEN)
+    assert other._remembered[0] != verifier._remembered[0]
+
+
+def test_a_key_is_forgotten_some_time_after_its_last_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = KeyVerifier(ApiKey(KEY_ID, TOKEN_HASH))
+    now = 1000.0
+    monkeypatch.setattr("task_api.auth.time.monotonic", lambda: now)
+    assert verifier.verify(KEY_ID, TOKEN)
+    for _ in range(3):
+        now += REMEMBERED_SECONDS - 1
+        assert not verifier.remembers(KEY_ID, "wrong")
+        assert verifier.remembers(KEY_ID, TOKEN)
+    now += REMEMBERED_SECONDS
+    assert not verifier.remembers(KEY_ID, TOKEN)
+    assert verifier.verify(KEY_ID, TOKEN)
+    assert verifier.remembers(KEY_ID, TOKEN)
+
+
+def test_a_known_sender_does_not_wait_behind_wrong_keys(redis_url: str, home: Path) -> None:
+    slow = argon2.PasswordHasher(time_cost=20, memory_cost=8192, parallelism=1).hash(TOKEN)
+    server = TaskServer(redis_url, api_token_hash=slow)
+    with server as client, ThreadPoolExecutor(12) as guessers:
+        assert client.get("/status/").status == 200
+        wrong = basic(KEY_ID, "wrong")
+        guesses = [guessers.submit(client.get, "/v1/task/", authorization=wrong) for _ in range(12)]
+        queue = server.context.verification_limit
+        wait_for(lambda: queue.statistics().tasks_waiting >= 8, "guesses that wait")
+        assert client.get("/status/").status == 200
+        assert client.post("/v1/task/", wire_message(wire_task())).status == 202
+        assert not all(guess.done() for guess in guesses)
+        assert {guess.result().status for guess in guesses} == {401}
 
 
 # --- the configured hash -----------------------------------------------------------------------
@@ -287,3 +363,40 @@ def test_a_home_that_may_not_be_written(home: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("BUTTERCUP_HOME", str(closed))
         with as_ordinary_user(), pytest.raises(KeyUnusable, match="make the folder writable"):
             resolve_key(TaskServerSettings())
+
+
+def test_a_home_that_cannot_be_reached(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        closed = Path(folder) / "closed"
+        closed.mkdir(mode=0o700 if os.geteuid() == 0 else 0o000)
+        monkeypatch.setenv("BUTTERCUP_HOME", str(closed / "home"))
+        settings = TaskServerSettings()
+        with as_ordinary_user(), pytest.raises(KeyUnusable) as caught:
+            resolve_key(settings)
+    assert str(caught.value) == (
+        f"{closed}/home/credentials cannot be looked for: Permission denied; let the user who runs "
+        "the server into the folders on the way, choose another home folder with BUTTERCUP_HOME, "
+        "or set BUTTERCUP_TASK_SERVER_API_KEY_ID and BUTTERCUP_TASK_SERVER_API_TOKEN_HASH"
+    )
+
+
+def test_a_home_whose_links_lead_in_a_circle(home: Path) -> None:
+    home.symlink_to(home)
+    with pytest.raises(KeyUnusable, match="cannot be looked for: Too many levels of symbolic"):
+        resolve_key(TaskServerSettings())
+
+
+def test_a_file_that_may_not_be_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        monkeypatch.setenv("BUTTERCUP_HOME", folder)
+        path = resolve_key(TaskServerSettings()).path
+        assert path is not None
+        path.chmod(0o000)
+        with as_ordinary_user(), pytest.raises(KeyUnusable) as caught:
+            resolve_key(TaskServerSettings())
+    assert str(caught.value) == (
+        f"the key in {path} cannot be read: Permission denied; make the file readable for the user "
+        "who runs the server, or remove it to get a new key"
+    )

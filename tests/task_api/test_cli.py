@@ -344,6 +344,9 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path, redis_url: str) -> None:
         assert client.get("/healthz").status == 200
 
         parent = server.process.pid
+        # One that dies before it first answers its parent is waited for as a slow start is.
+        started = "Application startup complete"
+        wait_for(lambda: server.text.count(started) == 2, "the start of both workers")
         before = wait_for(lambda: workers(parent) if len(workers(parent)) == 2 else [], "workers")
         os.kill(before[0], signal.SIGKILL)
 

@@ -9,9 +9,10 @@ import pytest
 
 from task_api.registry import TaskRegistry
 from task_api.task import Reason, SourceType, TaskState
-from tests.support.server import Client, TaskServer, wire_message, wire_task
+from tests.support.server import Client, TaskServer, nested, wire_message, wire_task
 from tests.support.tasks import make_task, now_ms, post
 
+A_UUID = "a UUID such as 123e4567-e89b-42d3-a456-426614174000"
 UNKNOWN = "7d2f0a52-9f6f-4a35-8a86-1f2a0f1e7d11"
 
 
@@ -98,6 +99,11 @@ def test_pages_of_tasks(client: Client, registry: TaskRegistry) -> None:
             ),
         ),
         (
+            "after=x",
+            "after",
+            f"must be the id of the last task of the page before: {A_UUID}",
+        ),
+        (
             f"after={UNKNOWN}",
             "after",
             f"no task {UNKNOWN} is recorded; begin with the first page",
@@ -114,7 +120,7 @@ def test_a_wrong_query_is_explained(client: Client, query: str, path: str, text:
 def test_an_id_that_is_no_uuid(client: Client, method: str) -> None:
     answer = client.call(method, "/v1/task/not-a-uuid/")
     assert answer.status == 422
-    assert answer.problems["task_id"].startswith("must be a UUID such as")
+    assert answer.problems == {"task_id": f"must be {A_UUID}"}
 
 
 def test_unknown_tasks(client: Client) -> None:
@@ -128,8 +134,16 @@ def test_unknown_tasks(client: Client) -> None:
 
 
 def test_paths_and_methods_that_are_not_there(client: Client) -> None:
-    assert client.get("/v1/nothing/").status == 404
-    assert client.call("PUT", "/v1/task/").status == 405
+    nowhere = client.get("/v1/nothing/")
+    assert nowhere.status == 404
+    assert nowhere.json == {
+        "detail": "there is nothing at this path; GET /openapi.json lists what there is"
+    }
+    put = client.call("PUT", "/v1/task/")
+    assert put.status == 405
+    assert put.json == {
+        "detail": "this path does not take this method; GET /openapi.json lists those that it takes"
+    }
 
 
 # --- cancel ------------------------------------------------------------------------------------
@@ -251,9 +265,23 @@ def test_sarif_reports_are_kept_once(client: Client, registry: TaskRegistry) -> 
     ("change", "path", "text"),
     [
         ({"sarif": "x"}, "broadcasts[0].sarif", "must be a SARIF report, a JSON object"),
-        ({"metadata": 1}, "broadcasts[0].metadata", "must be a JSON object"),
-        ({"sarif_id": "x"}, "broadcasts[0].sarif_id", "must be a UUID such as"),
-        ({"task_id": None}, "broadcasts[0].task_id", "must be a UUID such as"),
+        (
+            {"metadata": 1},
+            "broadcasts[0].metadata",
+            "must be a JSON object; {} if there is nothing in it",
+        ),
+        ({"sarif_id": "x"}, "broadcasts[0].sarif_id", f"must be {A_UUID}"),
+        ({"task_id": None}, "broadcasts[0].task_id", f"must be {A_UUID}"),
+        (
+            {"sarif": {"runs": nested(100)}},
+            "broadcasts[0].sarif",
+            "is nested more than 100 levels deep; send a flatter value",
+        ),
+        (
+            {"metadata": {"deep": nested(900)}},
+            "broadcasts[0].metadata",
+            "is nested more than 100 levels deep; send a flatter value",
+        ),
     ],
 )
 def test_a_wrong_sarif_is_explained(
@@ -266,7 +294,43 @@ def test_a_wrong_sarif_is_explained(
     }
     answer = client.post("/v1/sarif/", message)
     assert answer.status == 422
-    assert answer.problems[path].startswith(text)
+    assert answer.problems == {path: text}
+
+
+@pytest.mark.parametrize(
+    ("message", "path", "text"),
+    [
+        ({}, "broadcasts", "is missing; send a list of SARIF broadcasts"),
+        ({"broadcasts": {}}, "broadcasts", "must be a list of SARIF broadcasts"),
+        ({"broadcasts": [1]}, "broadcasts[0]", "must be a JSON object"),
+        ({"broadcasts": [{}]}, "broadcasts[0].sarif_id", f"is missing; send {A_UUID}"),
+        (
+            {"broadcasts": [{}]},
+            "broadcasts[0].sarif",
+            "is missing; send a SARIF report, a JSON object",
+        ),
+    ],
+)
+def test_a_wrong_sarif_message_is_explained(
+    client: Client, message: dict[str, object], path: str, text: str
+) -> None:
+    answer = client.post("/v1/sarif/", message)
+    assert answer.status == 422
+    assert answer.problems[path] == text
+
+
+def test_too_many_reports_in_one_message(client: Client, registry: TaskRegistry) -> None:
+    message = {
+        "message_id": str(uuid.uuid4()),
+        "message_time": 1,
+        "broadcasts": [sarif(UNKNOWN)] * 1001,
+    }
+    answer = client.post("/v1/sarif/", message)
+    assert answer.status == 422
+    assert answer.problems == {
+        "broadcasts": "holds 1001 broadcasts; send 1000 at most in one message"
+    }
+    assert registry.sarifs(UNKNOWN) == {}
 
 
 # --- limits ------------------------------------------------------------------------------------

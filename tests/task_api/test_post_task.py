@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from task_api.registry import TaskRegistry
 from task_api.task import SourceType, TaskState
-from tests.support.server import Client, wire_message, wire_task
+from tests.support.server import Client, nested, wire_message, wire_task
 from tests.support.tasks import HOUR_MS, now_ms
 
 URL = "https://files.example/new.tar.gz?signature=other"
@@ -218,10 +220,17 @@ def source(**changes: Any) -> Callable[[], Any]:
 A_UUID = "a UUID such as 123e4567-e89b-42d3-a456-426614174000"
 MILLISECONDS = "UNIX milliseconds as a whole number, such as 1767225600000"
 
+HEX = "a string of 64 hex digits"
+FOCUS = "a string, the folder inside the repo tarball"
+NAME = "a string, the project's name in OSS-Fuzz"
+OBJECT = "a JSON object; {} if there is nothing in it"
+
 SCHEMA = [
     (list, "body", "must be a JSON object"),
     (lambda: "text", "body", "must be a JSON object"),
     (dict, "message_id", f"is missing; send {A_UUID}"),
+    (dict, "message_time", f"is missing; send {MILLISECONDS}"),
+    (dict, "tasks", "is missing; send a list of tasks"),
     (lambda: wire_message(message_id="42"), "message_id", f"must be {A_UUID}"),
     (lambda: wire_message(message_time="1"), "message_time", f"must be {MILLISECONDS}"),
     (lambda: {**wire_message(), "tasks": {}}, "tasks", "must be a list of tasks"),
@@ -232,15 +241,19 @@ SCHEMA = [
     (first_task(deadline=True), "tasks[0].deadline", f"must be {MILLISECONDS}"),
     (first_task(deadline=1.5), "tasks[0].deadline", f"must be {MILLISECONDS}"),
     (first_task(deadline=None), "tasks[0].deadline", f"must be {MILLISECONDS}"),
+    (without("task_id"), "tasks[0].task_id", f"is missing; send {A_UUID}"),
     (first_task(task_id="../../etc"), "tasks[0].task_id", f"must be {A_UUID}"),
     (first_task(task_id=17), "tasks[0].task_id", f"must be {A_UUID}"),
     (first_task(type="partial"), "tasks[0].type", "must be 'full' or 'delta'"),
     (without("type"), "tasks[0].type", "is missing; send 'full' or 'delta'"),
-    (first_task(focus=3), "tasks[0].focus", "must be a string, the folder inside the repo tarball"),
+    (without("focus"), "tasks[0].focus", f"is missing; send {FOCUS}"),
+    (first_task(focus=3), "tasks[0].focus", f"must be {FOCUS}"),
+    (without("project_name"), "tasks[0].project_name", f"is missing; send {NAME}"),
+    (first_task(project_name=[]), "tasks[0].project_name", f"must be {NAME}"),
     (
-        first_task(project_name=[]),
-        "tasks[0].project_name",
-        "must be a string, the project's name in OSS-Fuzz",
+        without("harnesses_included"),
+        "tasks[0].harnesses_included",
+        "is missing; send true or false",
     ),
     (
         first_task(harnesses_included="yes"),
@@ -248,16 +261,11 @@ SCHEMA = [
         "must be true or false",
     ),
     (first_task(harnesses_included=1), "tasks[0].harnesses_included", "must be true or false"),
-    (
-        first_task(metadata=[]),
-        "tasks[0].metadata",
-        "must be a JSON object; {} if there is nothing in it",
-    ),
-    (
-        without("metadata"),
-        "tasks[0].metadata",
-        "is missing; send a JSON object; {} if there is nothing in it",
-    ),
+    (without("metadata"), "tasks[0].metadata", f"is missing; send {OBJECT}"),
+    (first_task(metadata=None), "tasks[0].metadata", f"must be {OBJECT}"),
+    (first_task(metadata=""), "tasks[0].metadata", f"must be {OBJECT}"),
+    (first_task(metadata=[]), "tasks[0].metadata", f"must be {OBJECT}"),
+    (without("source"), "tasks[0].source", "is missing; send a list of sources"),
     (first_task(source={}), "tasks[0].source", "must be a list of sources"),
     (first_task(source=["x"]), "tasks[0].source[0]", "must be a JSON object"),
     (
@@ -265,7 +273,18 @@ SCHEMA = [
         "tasks[0].source[0].type",
         "must be 'repo', 'fuzz-tooling' or 'diff'",
     ),
-    (source(sha256=7), "tasks[0].source[0].sha256", "must be a string of 64 hex digits"),
+    (
+        first_task(source=[{}]),
+        "tasks[0].source[0].type",
+        "is missing; send 'repo', 'fuzz-tooling' or 'diff'",
+    ),
+    (first_task(source=[{}]), "tasks[0].source[0].sha256", f"is missing; send {HEX}"),
+    (
+        first_task(source=[{}]),
+        "tasks[0].source[0].url",
+        "is missing; send a string, the URL of the tarball",
+    ),
+    (source(sha256=7), "tasks[0].source[0].sha256", f"must be {HEX}"),
     (source(url=7), "tasks[0].source[0].url", "must be a string, the URL of the tarball"),
 ]
 
@@ -282,53 +301,132 @@ def test_a_wrong_field_is_named(
     assert registry.page() == []
 
 
+SECONDS = (now_ms() + HOUR_MS) // 1000
+MOMENT = f"{datetime.fromtimestamp(SECONDS, UTC):%Y-%m-%d %H:%M:%S}"
 PAST = now_ms() - DAY_MS
-SOON = now_ms() + HOUR_MS
+FAR = now_ms() + 400 * DAY_MS
+NOW = "<now>"
+"""Stands for the time at which the server looked."""
+
+TO_COME = "send a UNIX time in milliseconds that is still to come"
+TOO_FAR = (
+    "is more than 366 days ahead; send a UNIX time in milliseconds, not in micro- or nanoseconds"
+)
+FOLDER = "name a folder inside the repo tarball, such as 'curl' or 'libs/png'"
+PROJECT = (
+    "is not an OSS-Fuzz project name; use letters, digits, '_', '.', '+' and '-', "
+    "at most 128 of them"
+)
+DIGEST = "is not a SHA-256 digest; send 64 hex digits, as sha256sum prints them"
+HTTP = "send a URL that begins with http:// or https://"
+SURROGATE = "\ud800"
+
 VALUES = [
-    (first_task(deadline=SOON // 1000), "tasks[0].deadline", "looks like seconds"),
-    (first_task(deadline=SOON // 1000), "tasks[0].deadline", "multiply by 1000"),
-    (first_task(deadline=PAST), "tasks[0].deadline", "is in the past"),
-    (first_task(deadline=-5), "tasks[0].deadline", "is in the past"),
-    (first_task(deadline=10**40), "tasks[0].deadline", "more than 366 days ahead"),
-    (first_task(deadline=now_ms() + 400 * DAY_MS), "tasks[0].deadline", "more than 366 days ahead"),
-    (first_task(focus="../x"), "tasks[0].focus", "'..' part"),
-    (first_task(focus="/abs"), "tasks[0].focus", "is absolute"),
-    (first_task(project_name="../x"), "tasks[0].project_name", "is not an OSS-Fuzz project name"),
-    (first_task(source=[]), "tasks[0].source", "no source of type 'repo'"),
-    (first_task(type="delta"), "tasks[0].source", "no source of type 'diff'"),
-    (source(sha256="abc"), "tasks[0].source[0].sha256", "send 64 hex digits"),
-    (source(url="ftp://x/y"), "tasks[0].source[0].url", "has the scheme 'ftp'"),
-    (source(url="file:///etc/passwd"), "tasks[0].source[0].url", "has the scheme 'file'"),
-    (source(url="https://x/a b"), "tasks[0].source[0].url", "escape it as %20"),
+    (
+        first_task(deadline=SECONDS),
+        "deadline",
+        (
+            f"{SECONDS} looks like seconds ({MOMENT} UTC); the API counts milliseconds: "
+            "multiply by 1000"
+        ),
+    ),
+    (first_task(deadline=PAST), "deadline", f"{PAST} is in the past (now is {NOW}); {TO_COME}"),
+    (first_task(deadline=0), "deadline", f"0 is in the past (now is {NOW}); {TO_COME}"),
+    (first_task(deadline=-5), "deadline", f"-5 is in the past (now is {NOW}); {TO_COME}"),
+    (first_task(deadline=FAR), "deadline", f"{FAR} {TOO_FAR}"),
+    (first_task(deadline=10**40), "deadline", f"{10**40} {TOO_FAR}"),
+    (first_task(focus=""), "focus", f"is empty; {FOLDER}"),
+    (first_task(focus="/abs"), "focus", f"'/abs' is absolute; {FOLDER}"),
+    (first_task(focus="../x"), "focus", f"'../x' has an empty, '.' or '..' part; {FOLDER}"),
+    (first_task(focus="a//b"), "focus", f"'a//b' has an empty, '.' or '..' part; {FOLDER}"),
+    (first_task(focus="a\nb"), "focus", rf"'a\\nb' holds a control character; {FOLDER}"),
+    (first_task(focus="a\\b"), "focus", r"'a\\\\b' holds a backslash; separate folders with '/'"),
+    (
+        first_task(focus=SURROGATE),
+        "focus",
+        rf"'\\ud800' holds half of a surrogate pair; {FOLDER}",
+    ),
+    (
+        first_task(focus="x" * 256),
+        "focus",
+        f"'{'x' * 80}…' is too long: 255 bytes for each folder and 1024 in all are allowed",
+    ),
+    (first_task(project_name="../x"), "project_name", f"'../x' {PROJECT}"),
+    (first_task(project_name=""), "project_name", f"'' {PROJECT}"),
+    (first_task(project_name="-rf"), "project_name", f"'-rf' {PROJECT}"),
+    (first_task(source=[]), "source", "no source of type 'repo'; every task needs one"),
+    (
+        first_task(type="delta"),
+        "source",
+        "no source of type 'diff'; a task of type 'delta' needs one (or send type 'full')",
+    ),
     (
         lambda: wire_message(wire_task(source=wire_task()["source"] * 2)),
-        "tasks[0].source[1].type",
-        "a second source of type 'repo'",
+        "source[1].type",
+        "a second source of type 'repo'; send one of each type at most",
+    ),
+    (source(sha256="abc"), "source[0].sha256", f"'abc' {DIGEST}"),
+    (source(sha256=""), "source[0].sha256", f"'' {DIGEST}"),
+    (source(sha256="g" * 64), "source[0].sha256", f"'{'g' * 64}' {DIGEST}"),
+    (source(url="ftp://x/y"), "source[0].url", f"has the scheme 'ftp'; {HTTP}"),
+    (source(url="file:///etc/passwd"), "source[0].url", f"has the scheme 'file'; {HTTP}"),
+    (source(url=""), "source[0].url", f"has the scheme ''; {HTTP}"),
+    (
+        source(url="http://h:x/"),
+        "source[0].url",
+        "cannot be read as a URL; send one that begins with http:// or https://",
+    ),
+    (source(url="https:///x"), "source[0].url", "names no host"),
+    (
+        source(url="https://x/a b"),
+        "source[0].url",
+        "holds a blank or a control character; escape it as %20 and the like",
+    ),
+    (
+        source(url="https://x/" + "a" * 16_384),
+        "source[0].url",
+        "is longer than 16384 characters",
     ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("message", "path", "part"), VALUES, ids=[f"{i}-{row[1]}" for i, row in enumerate(VALUES)]
+    ("message", "field", "text"), VALUES, ids=[f"{i}-{row[1]}" for i, row in enumerate(VALUES)]
 )
 def test_a_wrong_value_is_explained(
-    client: Client, registry: TaskRegistry, message: Callable[[], Any], path: str, part: str
+    client: Client, registry: TaskRegistry, message: Callable[[], Any], field: str, text: str
 ) -> None:
     answer = client.post("/v1/task/", message())
     assert answer.status == 422
-    assert part in answer.problems[path]
+    ((path, shown),) = answer.problems.items()
+    assert path == f"tasks[0].{field}"
+    assert re.sub(r"(?<=now is )[0-9]{13}", NOW, shown) == text
     assert registry.page() == []
 
 
+TOO_DEEP = "is nested more than 100 levels deep; send a flatter value"
 BODIES = [
     (b"", "is empty; send a JSON object"),
     (b"{", "is not JSON: Expecting property name enclosed in double quotes at line 1, column 2"),
     (b"\xff\xfe", "is not UTF-8; send JSON in UTF-8"),
-    (b'{"message_time": NaN}', "holds NaN, which is not JSON"),
-    (b'{"message_time": -Infinity}', "holds -Infinity, which is not JSON"),
-    (b'{"message_time": 1e999}', "holds a number that is too large for a double"),
-    (b'{"message_time": ' + b"9" * 5000 + b"}", "holds a number with too many digits"),
-    (b"[" * 200_000, "is nested too deeply"),
+    (
+        b'{"message_time": NaN}',
+        "holds NaN, which is not JSON; send a number, or null for none",
+    ),
+    (
+        b'{"message_time": -Infinity}',
+        "holds -Infinity, which is not JSON; send a number, or null for none",
+    ),
+    (
+        b'{"message_time": 1e999}',
+        "holds a number that is too large for a double; send one below 1.8e308",
+    ),
+    (
+        b'{"message_time": ' + b"9" * 5000 + b"}",
+        "holds a number with too many digits; send a smaller one",
+    ),
+    (b"[" * 200_000, TOO_DEEP),
+    (b"[" * 101 + b"]" * 101, TOO_DEEP),
 ]
 
 
@@ -339,19 +437,72 @@ def test_a_body_that_is_not_json(client: Client, body: bytes, text: str) -> None
     assert answer.problems == {"body": text}
 
 
+# --- how deep, how long ------------------------------------------------------------------------
+
+
+def test_metadata_as_deep_as_allowed_come_back(client: Client) -> None:
+    metadata = {"deep": nested(99)}
+    task = wire_task(metadata=metadata)
+    assert client.post("/v1/task/", wire_message(task)).status == 202
+    assert client.get(f"/v1/task/{task['task_id']}/").json["metadata"] == metadata
+    assert client.get("/v1/task/").json["tasks"][0]["task_id"] == task["task_id"]
+
+
+@pytest.mark.parametrize("levels", [100, 500, 900, 950])
+def test_metadata_that_are_too_deep_are_refused(
+    client: Client, registry: TaskRegistry, levels: int
+) -> None:
+    deep = wire_task(metadata={"deep": nested(levels)})
+    answer = client.post("/v1/task/", wire_message(wire_task(), deep, wire_task()))
+    assert answer.status == 422
+    assert answer.problems == {"tasks[1].metadata": TOO_DEEP}
+    assert registry.page() == []
+
+
+def test_what_is_too_deep_in_an_unknown_place_is_named_too(client: Client) -> None:
+    deep = nested(110)
+    message = wire_message(wire_task(colour=deep), "task", deep, [[]], **{"odd\x1b name": deep})
+    assert client.post("/v1/task/", message).problems == {
+        "tasks[0].colour": TOO_DEEP,
+        "tasks[2].inner": TOO_DEEP,
+        "odd\\x1b name": TOO_DEEP,
+    }
+
+
 def test_too_many_tasks_in_one_message(client: Client) -> None:
     answer = client.post(
         "/v1/task/", wire_message(*[wire_task(task_id=str(uuid.UUID(int=n))) for n in range(1001)])
     )
     assert answer.status == 422
-    assert answer.problems == {"tasks": "holds 1001 tasks; send 1000 at most"}
+    assert answer.problems == {"tasks": "holds 1001 tasks; send 1000 at most in one message"}
 
 
-def test_a_long_list_of_problems_is_cut(client: Client) -> None:
-    answer = client.post("/v1/task/", wire_message(*["x"] * 200))
+def test_too_many_sources_of_one_task(client: Client, registry: TaskRegistry) -> None:
+    """Refused before any of them is looked at, so that a million of them costs no more."""
+    many = wire_task(source=wire_task()["source"] * 17)
+    answer = client.post("/v1/task/", wire_message(wire_task(), many, "task"))
     assert answer.status == 422
-    assert len(answer.json["detail"]) == 51
-    assert answer.problems["body"] == "has 150 more problems"
+    assert answer.problems == {"tasks[1].source": "holds 17 sources; send one of each type at most"}
+    assert registry.page() == []
+
+
+def test_somewhat_too_many_sources_are_named_one_by_one(client: Client) -> None:
+    answer = client.post("/v1/task/", wire_message(wire_task(source=wire_task()["source"] * 16)))
+    assert answer.status == 422
+    assert list(answer.problems) == [f"tasks[0].source[{n}].type" for n in range(1, 16)]
+
+
+@pytest.mark.parametrize(("count", "more"), [(51, "1 more problem,"), (200, "150 more problems,")])
+def test_a_long_list_of_problems_is_cut(client: Client, count: int, more: str) -> None:
+    answer = client.post("/v1/task/", wire_message(*["x"] * count))
+    assert answer.status == 422
+    assert list(answer.problems) == [*(f"tasks[{n}]" for n in range(50)), "body"]
+    assert answer.problems["body"] == f"has {more} which are not listed; mend these first"
+
+
+def test_fifty_problems_are_all_listed(client: Client) -> None:
+    answer = client.post("/v1/task/", wire_message(*["x"] * 50))
+    assert list(answer.problems) == [f"tasks[{n}]" for n in range(50)]
 
 
 def test_text_that_is_no_unicode_breaks_nothing(client: Client, registry: TaskRegistry) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import redis
 
 from task_api import keys
+from task_api.records import MAX_REASON_CHARACTERS
 from task_api.registry import Submission, TaskRegistry
 from task_api.task import (
     Outcome,
@@ -57,6 +62,75 @@ def ends_at_once(client: Any, task_id: str) -> None:
     """Let the lease of a task run out under the eyes of a reaper."""
     client.set(keys.REAPER, now_ms())
     client.zadd(keys.LEASES, {task_id: now_ms() - 1})
+
+
+class LosingProxy:
+    """A TCP proxy before Redis that can lose one answer: the script ran, the connection breaks.
+
+    Attributes:
+        port: loopback port.
+        lost: how many answers were lost.
+    """
+
+    def __init__(self, redis_port: int) -> None:
+        self._redis_port = redis_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._lose = False
+        self.lost = 0
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def lose_next_answer(self) -> None:
+        """Lose the answer of the next script that Redis knows."""
+        self._lose = True
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._relay, args=(client,), daemon=True).start()
+
+    def _relay(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._redis_port)) as server:
+            script = threading.Event()
+
+            def ask() -> None:
+                with suppress(OSError):
+                    while request := client.recv(1 << 20):
+                        (script.set if b"EVALSHA" in request else script.clear)()
+                        server.sendall(request)
+                    server.shutdown(socket.SHUT_RDWR)
+
+            threading.Thread(target=ask, daemon=True).start()
+            with suppress(OSError):
+                while answer := server.recv(1 << 20):
+                    known = script.is_set() and not answer.startswith(b"-NOSCRIPT")
+                    if self._lose and known:
+                        self._lose = False
+                        self.lost += 1
+                        client.shutdown(socket.SHUT_RDWR)
+                        return
+                    client.sendall(answer)
+
+
+@pytest.fixture
+def proxy(redis_url: str, redis_server: RedisServer) -> Iterator[LosingProxy]:
+    with LosingProxy(redis_server.port) as opened:
+        yield opened
+
+
+@pytest.fixture
+def shaky(proxy: LosingProxy) -> Iterator[TaskRegistry]:
+    """The registry behind the proxy."""
+    with TaskRegistry.from_url(f"redis://127.0.0.1:{proxy.port}") as opened:
+        yield opened
 
 
 # --- intake ------------------------------------------------------------------------------------
@@ -170,6 +244,49 @@ def test_refused_task_posted_anew_corrected_is_accepted(registry: TaskRegistry) 
     assert post(registry, corrected).accepted
     assert registry.get(bad.task_id).state is TaskState.PENDING
     assert [record.task.task_id for record in registry.page()] == [bad.task_id, good.task_id]
+
+
+def test_reason_of_a_refused_task_is_bounded(registry: TaskRegistry) -> None:
+    good, many, long = make_task(), make_task(), make_task()
+    problems = [Problem(("source", n, "url"), "is no URL") for n in range(1_000)]
+    registry.accept(
+        "m",
+        "m",
+        [
+            Submission(good),
+            Submission(many, problems),
+            Submission(long, [Problem(("focus",), "x" * 10_000), *problems[:4]]),
+        ],
+    )
+    reason = registry.get(many.task_id).reason
+    assert reason is not None
+    lines = reason.text.splitlines()
+    assert lines[:2] == ["source[0].url: is no URL", "source[1].url: is no URL"]
+    assert len(lines) == 21
+    assert lines[-1] == "… and 980 more"
+    reason = registry.get(long.task_id).reason
+    assert reason is not None
+    assert reason.text.startswith("focus: xxx")
+    assert reason.text.endswith("x…\n… and 4 more")
+    assert len(reason.text) < MAX_REASON_CHARACTERS + 50
+    events = registry.events(long.task_id)
+    assert len(events[-1].fields["text"]) < MAX_REASON_CHARACTERS + 50
+
+
+def test_reasons_of_failures_cancels_and_outcomes_are_bounded(registry: TaskRegistry) -> None:
+    endless = "y" * 1_000_000
+    failed, again, canceled, judged = (make_task() for _ in range(4))
+    registry.fail(failed.task_id, started(registry, failed), Reason("x", endless))
+    token = started(registry, again)
+    registry.fail(again.task_id, token, Reason("x", endless), transient=True)
+    post(registry, canceled)
+    registry.cancel(canceled.task_id, reason=Reason("x", endless))
+    made_ready(registry, judged)
+    registry.report_outcome(judged.task_id, Outcome.FAILED, endless)
+    for task in (failed, again, canceled, judged):
+        reason = registry.get(task.task_id).reason
+        assert reason is not None
+        assert reason.text == "y" * (MAX_REASON_CHARACTERS - 1) + "…"
 
 
 def test_empty_message_is_accepted(registry: TaskRegistry) -> None:
@@ -331,6 +448,90 @@ def test_lease_that_ran_out_unwatched_is_extended_once(registry: TaskRegistry, c
     assert registry.reap().returned == (task.task_id,)
 
 
+def test_lease_that_would_end_before_its_holder_comes_back_is_made_whole_after_a_gap(
+    registry: TaskRegistry, client: Any
+) -> None:
+    soon, later = make_task(), make_task()
+    token = started(registry, soon)
+    registry.renew(soon.task_id, started(registry, later) and token, lease_ms=500)
+    registry.renew(later.task_id, registry.get(later.task_id).token, lease_ms=60_000)
+    client.set(keys.REAPER, now_ms() - keys.REAPER_GAP_MS - 1)
+    registry.reap()
+    until = registry.get(soon.task_id).lease_until_ms
+    assert until is not None
+    assert until > now_ms() + keys.RENEWAL_MS
+    until = registry.get(later.task_id).lease_until_ms
+    assert until is not None
+    assert until > now_ms() + 2 * keys.RUNNING_LEASE_MS
+
+
+def test_all_leases_are_made_whole_after_a_gap_however_many(
+    registry: TaskRegistry, client: Any
+) -> None:
+    tasks = [make_task() for _ in range(450)]
+    post(registry, *tasks)
+    while registry.claim(200, lease_ms=-1):
+        pass
+    client.set(keys.REAPER, now_ms() - keys.REAPER_GAP_MS - 1)
+    assert registry.reap().returned == ()
+    assert registry.status().states[TaskState.SCHEDULED] == 450
+    assert client.zcount(keys.LEASES, "-inf", now_ms()) == 0
+
+
+def test_frozen_redis_costs_no_healthy_attempt_its_lease(own_redis: RedisServer) -> None:
+    """A lease runs out while Redis is frozen, and the reaper is the first to come back."""
+    with TaskRegistry.from_url(own_redis.url) as registry:
+        registry.reap()
+        task = make_task()
+        token = started(registry, task)
+        registry.renew(task.task_id, token, lease_ms=4_200)
+        registry.reap()
+        lease_until = registry.get(task.task_id).lease_until_ms
+        assert lease_until is not None
+        own_redis.pause()
+        wait_for(lambda: now_ms() > lease_until, "the end of the lease")
+        own_redis.resume()
+        assert registry.reap().returned == ()
+        registry.renew(task.task_id, token)
+        record = registry.get(task.task_id)
+        assert (record.state, record.failures) == (TaskState.DOWNLOADING, 0)
+
+
+def test_renewals_of_others_show_that_a_lease_ran_out_by_its_holders_fault(
+    registry: TaskRegistry, client: Any
+) -> None:
+    """An intake that is late does not keep the task of a dead worker for ever."""
+    registry.reap()
+    healthy, dead = make_task(), make_task()
+    token = started(registry, healthy)
+    started(registry, dead)
+    marked = now_ms() - keys.REAPER_GAP_MS + 1_000
+    client.set(keys.REAPER, marked)
+    client.zadd(keys.LEASES, {dead.task_id: now_ms() - 1})
+
+    def gone() -> bool:
+        registry.renew(healthy.task_id, token)
+        return now_ms() > marked + keys.REAPER_GAP_MS
+
+    wait_for(gone, "the time after which nobody would have looked")
+    assert registry.reap().returned == (dead.task_id,)
+
+
+def test_renewal_after_a_gap_does_not_hide_it_from_the_reaper(
+    registry: TaskRegistry, client: Any
+) -> None:
+    registry.reap()
+    quick, slow = make_task(), make_task()
+    token = started(registry, quick)
+    started(registry, slow)
+    client.set(keys.REAPER, now_ms() - keys.REAPER_GAP_MS - 1)
+    client.zadd(keys.LEASES, {slow.task_id: now_ms() - 1})
+    registry.renew(quick.task_id, token)
+    registry.wait_for_work(0.01)
+    assert registry.reap().returned == ()
+    assert registry.get(slow.task_id).state is TaskState.DOWNLOADING
+
+
 def test_fifth_failure_ends_the_task(registry: TaskRegistry, client: Any) -> None:
     task = make_task()
     post(registry, task)
@@ -438,6 +639,74 @@ def test_cancel_of_a_ready_task_asks_for_its_folder_to_be_removed(registry: Task
     assert registry.removals() == []
 
 
+def expires(registry: TaskRegistry, client: Any, task: Task) -> None:
+    client.zadd(keys.DEADLINES, {task.task_id: now_ms() - 1})
+    assert registry.reap().expired == (task.task_id,)
+
+
+def errs(registry: TaskRegistry, client: Any, task: Task) -> None:
+    token = registry.get(task.task_id).token
+    registry.fail(task.task_id, token, Reason("digest_mismatch", "wrong digest"))
+
+
+def cancels(registry: TaskRegistry, client: Any, task: Task) -> None:
+    registry.cancel(task.task_id)
+
+
+@pytest.mark.parametrize("end", [cancels, expires, errs])
+def test_folder_that_an_attempt_may_have_left_is_listed_for_removal(
+    registry: TaskRegistry, client: Any, end: Callable[[TaskRegistry, Any, Task], None]
+) -> None:
+    """An attempt may die between the renaming of the folder and its announcement."""
+    task = make_task()
+    started(registry, task)
+    ends_at_once(client, task.task_id)
+    registry.reap()
+    client.zadd(keys.DUE, {task.task_id: 0})
+    registry.claim(1)
+    assert registry.removals() == []
+    end(registry, client, task)
+    assert registry.removals() == [task.task_id]
+    assert registry.get(task.task_id).machine == "host"
+
+
+@pytest.mark.parametrize("end", [cancels, expires, errs])
+def test_task_that_no_attempt_was_made_at_has_no_folder_to_remove(
+    registry: TaskRegistry, client: Any, end: Callable[[TaskRegistry, Any, Task], None]
+) -> None:
+    task = make_task()
+    post(registry, task)
+    registry.claim(1)
+    end(registry, client, task)
+    assert registry.removals() == []
+
+
+def test_folder_of_an_announced_task_outlasts_its_expiry_and_its_outcome(
+    registry: TaskRegistry, client: Any
+) -> None:
+    expired, errored = make_task(), make_task()
+    made_ready(registry, expired)
+    made_ready(registry, errored)
+    expires(registry, client, expired)
+    registry.report_outcome(errored.task_id, Outcome.ERRORED)
+    assert registry.removals() == []
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_folder_of_a_task_that_is_prepared_again_is_not_removed(
+    registry: TaskRegistry, client: Any, by_hand: bool
+) -> None:
+    task = make_task()
+    errored = started(registry, task)
+    registry.fail(task.task_id, errored, Reason("x", "x"))
+    assert registry.removals() == [task.task_id]
+    if by_hand:
+        registry.start(task.task_id, run_id="hand", machine="host")
+    else:
+        registry.retry(task.task_id)
+    assert registry.removals() == []
+
+
 def test_cancel_all_takes_every_live_task_and_leaves_the_ended(registry: TaskRegistry) -> None:
     ready, errored = make_task(), make_task()
     made_ready(registry, ready)
@@ -450,6 +719,55 @@ def test_cancel_all_takes_every_live_task_and_leaves_the_ended(registry: TaskReg
     assert status.states[TaskState.CANCELED] == 451
     assert registry.get(errored.task_id).state is TaskState.ERRORED
     assert registry.cancel_all() == 0
+
+
+def test_cancel_all_takes_a_task_that_goes_back_to_pending_meanwhile(
+    registry: TaskRegistry, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("task_api.registry.BATCH", 2)
+    task, others = make_task(), [make_task() for _ in range(5)]
+    token = started(registry, task)
+    post(registry, *others)
+    run = registry._run
+
+    def failing_meanwhile(script: str, *arguments: str | bytes | float) -> Any:
+        answer = run(script, *arguments)
+        nothing_found = script == "cancel_all" and not int(answer)
+        if nothing_found and registry.get(task.task_id).state is TaskState.DOWNLOADING:
+            run("fail", task.task_id, token, "offline", "no answer", 1, 0, 0, "1.0")
+        return answer
+
+    monkeypatch.setattr(registry, "_run", failing_meanwhile)
+    assert registry.cancel_all() == 6
+    assert {record.state for record in registry.page()} == {TaskState.CANCELED}
+
+
+def test_cancel_all_ends_while_tasks_move_and_come(registry: TaskRegistry, redis_url: str) -> None:
+    tasks = [make_task() for _ in range(300)]
+    post(registry, *tasks)
+    ended = threading.Event()
+    later: list[str] = []
+
+    def work() -> None:
+        with TaskRegistry.from_url(redis_url) as other:
+            while not ended.is_set():
+                for claim in other.claim(5):
+                    with suppress(TransitionRefused):
+                        other.fail(claim.task_id, claim.token, Reason("x", "x"), transient=True)
+                task = make_task()
+                post(other, task)
+                later.append(task.task_id)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    wait_for(lambda: len(later) > 3, "tasks that move")
+    try:
+        assert registry.cancel_all() >= len(tasks)
+    finally:
+        ended.set()
+        worker.join(20)
+    records = registry.get_many([task.task_id for task in tasks])
+    assert {record.state for record in records if record} == {TaskState.CANCELED}
 
 
 def test_cancel_of_an_ended_task_is_refused(registry: TaskRegistry) -> None:
@@ -490,6 +808,35 @@ def test_failed_task_is_prepared_and_announced_again_on_retry(
     assert client.xlen(keys.READY) == 2
 
 
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.ERRORED])
+def test_retry_announces_anew_exactly_once_and_asks_for_no_materialization_before(
+    registry: TaskRegistry, client: Any, outcome: Outcome
+) -> None:
+    task = make_task()
+    made_ready(registry, task)
+    registry.report_outcome(task.task_id, outcome)
+    registry.retry(task.task_id)
+    assert registry.unmaterialized(older_than_ms=-60_000) == []
+    (claim,) = registry.claim(1)
+    token = registry.start(task.task_id, run_id="2", machine="host", token=claim.token).token
+    for _ in range(3):
+        registry.ready(task.task_id, token, path="/tasks/x", machine="host")
+    assert [entry["task_id"] for _, entry in client.xrange(keys.READY)] == [task.task_id] * 2
+    assert [entry.task_id for entry in registry.unmaterialized(older_than_ms=-60_000)] == [
+        task.task_id
+    ]
+
+
+def test_start_by_hand_asks_for_no_materialization_before_the_task_is_ready(
+    registry: TaskRegistry,
+) -> None:
+    task = make_task()
+    made_ready(registry, task)
+    registry.report_outcome(task.task_id, Outcome.ERRORED)
+    registry.start(task.task_id, run_id="hand", machine="host")
+    assert registry.unmaterialized(older_than_ms=-60_000) == []
+
+
 def test_expiry_counts_as_errored_before_ready_and_as_failed_after(
     registry: TaskRegistry, client: Any
 ) -> None:
@@ -521,6 +868,23 @@ def test_retry_past_the_deadline_is_refused_with_that_reason(registry: TaskRegis
         return False
 
     assert wait_for(refused_for_its_deadline, "a refusal for the deadline")
+
+
+@pytest.mark.parametrize("errored", [False, True])
+def test_start_by_hand_past_the_deadline_is_refused_with_that_reason(
+    registry: TaskRegistry, errored: bool
+) -> None:
+    task = make_task(deadline_ms=now_ms() + 300)
+    if errored:
+        registry.fail(task.task_id, started(registry, task), Reason("x", "x"))
+    else:
+        post(registry, task)
+    wait_for(lambda: now_ms() > task.deadline_ms, "the deadline")
+    with pytest.raises(TransitionRefused, match="its deadline has passed") as refusal:
+        registry.start(task.task_id, run_id="hand", machine="host")
+    assert refusal.value.reason == Reason("deadline_passed", "its deadline has passed")
+    state = TaskState.ERRORED if errored else TaskState.PENDING
+    assert registry.get(task.task_id).state is state
 
 
 # --- waiting, status, listings -----------------------------------------------------------------
@@ -611,6 +975,106 @@ def test_pages_are_newest_first_and_go_on_after_a_task_that_changed_its_state(
         registry.page(after=str(uuid.uuid4()))
 
 
+def test_page_holds_each_task_once_and_in_the_state_asked_for_while_tasks_move(
+    registry: TaskRegistry, redis_url: str, client: Any
+) -> None:
+    tasks = [make_task() for _ in range(20)]
+    post(registry, *tasks)
+    ended = threading.Event()
+    moves: list[str] = []
+
+    def move() -> None:
+        with TaskRegistry.from_url(redis_url) as other:
+            while not ended.is_set():
+                for claim in other.claim(20):
+                    moves.append(claim.task_id)
+                    client.set(keys.REAPER, now_ms())
+                    client.zadd(keys.LEASES, {claim.task_id: 0})
+                    other.reap()
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        for _ in range(150):
+            everything = [record.task.task_id for record in registry.page()]
+            assert everything == [task.task_id for task in reversed(tasks)]
+            pending = registry.page(state=TaskState.PENDING)
+            assert {record.state for record in pending} <= {TaskState.PENDING}
+    finally:
+        ended.set()
+        mover.join(20)
+    assert moves
+
+
+def test_pages_longer_than_a_batch_are_whole(
+    registry: TaskRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("task_api.registry.BATCH", 3)
+    tasks = [make_task() for _ in range(10)]
+    for number, task in enumerate(tasks):
+        post(registry, task)
+        if number % 3 == 0:
+            registry.cancel(task.task_id)
+    newest_first = [task.task_id for task in reversed(tasks)]
+    for limit in (0, 1, 3, 4, 9, 10, 50):
+        page = registry.page(limit=limit)
+        assert [record.task.task_id for record in page] == newest_first[:limit]
+
+
+def unreadable(registry: TaskRegistry, client: Any) -> Task:
+    """A pending task whose metadata are nested beyond what Python reads."""
+    task = make_task()
+    post(registry, task)
+    spec = client.hget(keys.TASK + task.task_id, "spec")
+    deep = "[" * 100_000 + "]" * 100_000
+    broken = spec.replace(json.dumps(dict(task.metadata)), '{"a": ' + deep + "}")
+    assert deep in broken
+    client.hset(keys.TASK + task.task_id, "spec", broken)
+    return task
+
+
+def test_record_that_cannot_be_read_is_shown_as_such_and_can_be_cancelled(
+    registry: TaskRegistry, client: Any
+) -> None:
+    before, deep, after = make_task(), unreadable(registry, client), make_task()
+    post(registry, before)
+    post(registry, after)
+    garbled = make_task()
+    post(registry, garbled)
+    client.hset(keys.TASK + garbled.task_id, "spec", "{}")
+    lost = make_task()
+    post(registry, lost)
+    client.delete(keys.TASK + lost.task_id)
+    page = {record.task.task_id: record for record in registry.page()}
+    assert set(page) == {one.task_id for one in (before, deep, after, garbled)}
+    assert page[before.task_id].defect is None
+    assert page[before.task_id].task == before
+    shown = page[deep.task_id]
+    assert shown.defect == "its metadata is nested too deeply to be read"
+    assert shown == registry.get(deep.task_id)
+    assert shown.state is TaskState.PENDING
+    assert shown.task.project_name == deep.project_name
+    assert shown.task.deadline_ms == deep.deadline_ms
+    assert page[garbled.task_id].defect == "its content cannot be read: KeyError"
+    assert registry.cancel(deep.task_id) is True
+    assert registry.get(deep.task_id).state is TaskState.CANCELED
+
+
+def test_task_that_cannot_be_read_is_not_begun_and_says_why(
+    registry: TaskRegistry, client: Any
+) -> None:
+    task = unreadable(registry, client)
+    (claim,) = registry.claim(1)
+    with pytest.raises(TransitionRefused, match="nested too deeply") as refusal:
+        registry.start(task.task_id, run_id="run", machine="host", token=claim.token)
+    assert refusal.value.state is TaskState.ERRORED
+    record = registry.get(task.task_id)
+    assert record.state is TaskState.ERRORED
+    assert record.reason is not None
+    assert record.reason.code == "unreadable"
+    assert registry.claim(1) == []
+
+
 def test_events_of_all_tasks_can_be_followed(registry: TaskRegistry) -> None:
     assert registry.last_event_id() == "0-0"
     task = make_task()
@@ -645,6 +1109,224 @@ def test_no_event_and_no_stream_holds_a_urls_query(registry: TaskRegistry, clien
     registry.cancel(task.task_id)
     for key in client.scan_iter(match=keys.PREFIX + "*", _type="stream"):
         assert "signature" not in str(client.xrange(key))
+
+
+# --- commands that arrive twice ----------------------------------------------------------------
+#
+# The client sends a command again when its connection broke; it may have been carried out.
+
+
+def scheduled(registry: TaskRegistry, task: Task) -> int:
+    post(registry, task)
+    (claim,) = registry.claim(1)
+    return claim.token
+
+
+def errored(registry: TaskRegistry, task: Task) -> int:
+    token = started(registry, task)
+    registry.fail(task.task_id, token, Reason("x", "x"))
+    return token
+
+
+def posted(registry: TaskRegistry, task: Task) -> int:
+    post(registry, task)
+    return 0
+
+
+def lapsed(registry: TaskRegistry, task: Task) -> int:
+    registry.reap()
+    token = started(registry, task)
+    registry.renew(task.task_id, token, lease_ms=-1)
+    return token
+
+
+Prepare = Callable[[TaskRegistry, Task], int]
+Call = Callable[[TaskRegistry, Task, int], Any]
+
+CALLS: dict[str, tuple[Prepare, Call]] = {
+    "accept": (lambda *_: 0, lambda r, task, _: post(r, task).accepted),
+    "cancel": (posted, lambda r, task, _: r.cancel(task.task_id)),
+    "cancel unknown": (lambda *_: 0, lambda r, task, _: r.cancel(task.task_id)),
+    "cancel_all": (made_ready, lambda r, *_: r.cancel_all()),
+    "claim": (posted, lambda r, *_: len(r.claim(1))),
+    "start": (
+        scheduled,
+        lambda r, task, token: (
+            r.start(task.task_id, run_id="run", machine="host", token=token).token
+        ),
+    ),
+    "start by hand": (
+        errored,
+        lambda r, task, _: r.start(task.task_id, run_id="hand", machine="host").token,
+    ),
+    "renew": (started, lambda r, task, token: r.renew(task.task_id, token)),
+    "confirm": (started, lambda r, task, token: r.confirm(task.task_id, token)),
+    "report_source": (
+        started,
+        lambda r, task, token: r.report_source(
+            task.task_id, token, SourceType.REPO, "verified", sha256="a" * 64, bytes_=12
+        ),
+    ),
+    "ready": (
+        started,
+        lambda r, task, token: r.ready(task.task_id, token, path="/tasks/x", machine="host"),
+    ),
+    "fail": (started, lambda r, task, token: r.fail(task.task_id, token, Reason("x", "no"))),
+    "fail for a while": (
+        started,
+        lambda r, task, token: r.fail(task.task_id, token, Reason("x", "no"), transient=True),
+    ),
+    "retry": (errored, lambda r, task, _: r.retry(task.task_id)),
+    "waiting": (made_ready, lambda r, task, _: r.report_outcome(task.task_id, Outcome.WAITING)),
+    "succeeded": (
+        made_ready,
+        lambda r, task, _: r.report_outcome(task.task_id, Outcome.SUCCEEDED, "patched"),
+    ),
+    "errored": (made_ready, lambda r, task, _: r.report_outcome(task.task_id, Outcome.ERRORED)),
+    "reap": (lapsed, lambda r, *_: len(r.reap().returned)),
+    "sarif": (posted, lambda r, task, _: r.add_sarif(task.task_id, "s1", {"sarif": {}})),
+    "reset_counters": (errored, lambda r, *_: r.reset_counters()),
+    "sensor_seen": (
+        lambda *_: 0,
+        lambda r, *_: r.sensor_seen(needs_workers=True, free_slots=1),
+    ),
+    "announce_worker": (lambda *_: 0, lambda r, *_: r.announce_worker("w1")),
+    "initialize": (lambda *_: 0, lambda r, *_: r.initialize()),
+}
+
+
+def seen(registry: TaskRegistry, client: Any, task: Task) -> dict[str, Any]:
+    """All that is recorded, but for times."""
+    status = registry.status()
+    record = registry.get_many([task.task_id])[0]
+    return {
+        "record": record
+        and (record.state, record.token, record.failures, record.reason, record.run_id),
+        "kinds": kinds(registry, task.task_id),
+        "sizes": {state: size for state, size in status.states.items() if size},
+        "counted": (status.succeeded, status.failed, status.errored, status.canceled),
+        "waiting": (status.waiting, status.workers, status.needs_workers),
+        "ready": client.xlen(keys.READY),
+        "canceled": client.xlen(keys.CANCELED),
+        "lists": (registry.removals(), client.zcard(keys.UNMATERIALIZED)),
+        "timers": [client.zcard(key) for key in (keys.DUE, keys.LEASES, keys.DEADLINES)],
+    }
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_call_whose_answer_is_lost_answers_and_changes_as_if_it_were_not(
+    name: str, registry: TaskRegistry, shaky: TaskRegistry, proxy: LosingProxy, client: Any
+) -> None:
+    prepare, call = CALLS[name]
+    task = make_task()
+    expected_answer = call(registry, task, prepare(registry, task))
+    expected = seen(registry, client, task)
+    client.flushall()
+    registry.initialize()
+
+    token = prepare(registry, task)
+    proxy.lose_next_answer()
+    assert call(shaky, task, token) == expected_answer
+    assert proxy.lost == 1
+    assert seen(registry, client, task) == expected
+
+
+def test_claim_whose_answer_is_lost_gives_what_it_took(
+    registry: TaskRegistry, shaky: TaskRegistry, proxy: LosingProxy
+) -> None:
+    tasks = [make_task() for _ in range(3)]
+    post(registry, *tasks)
+    proxy.lose_next_answer()
+    claims = shaky.claim(2)
+    assert proxy.lost == 1
+    assert len(claims) == 2
+    for claim in claims:
+        registry.start(claim.task_id, run_id="run", machine="host", token=claim.token)
+    assert len(registry.claim(2)) == 1
+
+
+def test_claim_that_a_frozen_redis_answers_too_late_is_given_by_the_next_call(
+    own_redis: RedisServer,
+) -> None:
+    impatient = redis.Redis.from_url(own_redis.url, protocol=2, socket_timeout=0.3)
+    with TaskRegistry(impatient) as registry, TaskRegistry.from_url(own_redis.url) as other:
+        assert registry.claim(1) == []
+        task = make_task()
+        post(registry, task)
+        own_redis.pause()
+        with pytest.raises(RegistryUnavailable):
+            registry.claim(1)
+        own_redis.resume()
+        wait_for(
+            lambda: other.get(task.task_id).state is TaskState.SCHEDULED, "the claim that was late"
+        )
+        (claim,) = registry.claim(0)
+        assert claim.task_id == task.task_id
+        other.start(task.task_id, run_id="run", machine="host", token=claim.token)
+        assert registry.claim(1) == []
+
+
+def test_claim_that_comes_twice_gives_nothing_that_was_taken_away(
+    registry: TaskRegistry, client: Any
+) -> None:
+    kept, canceled, returned = (make_task() for _ in range(3))
+    post(registry, kept, canceled, returned)
+    first = registry._run("claim", "request", 3, 60_000)
+    assert len(first) == 6
+    registry.cancel(canceled.task_id)
+    ends_at_once(client, returned.task_id)
+    registry.reap()
+    assert registry._run("claim", "request", 3, 60_000) == [kept.task_id, "1"]
+    assert registry.get(returned.task_id).state is TaskState.PENDING
+
+
+def test_failure_may_be_told_again_whatever_became_of_the_task(
+    registry: TaskRegistry, client: Any
+) -> None:
+    task = make_task()
+    token = started(registry, task)
+    reason = Reason("offline", "no answer")
+    for _ in range(2):
+        state = registry.fail(task.task_id, token, reason, transient=True)
+        assert state is TaskState.PENDING
+    client.zadd(keys.DUE, {task.task_id: 0})
+    (claim,) = registry.claim(1)
+    assert registry.fail(task.task_id, token, reason, transient=True) is TaskState.PENDING
+    record = registry.get(task.task_id)
+    assert (record.state, record.token, record.failures) == (TaskState.SCHEDULED, claim.token, 1)
+
+
+def test_ready_may_be_told_again_when_a_consumer_was_quicker(
+    registry: TaskRegistry, client: Any
+) -> None:
+    task = make_task()
+    token = made_ready(registry, task)
+    registry.report_outcome(task.task_id, Outcome.SUCCEEDED)
+    registry.ready(task.task_id, token, path=f"/tasks/{task.task_id}", machine="host")
+    assert registry.get(task.task_id).state is TaskState.SUCCEEDED
+    assert client.xlen(keys.READY) == 1
+
+
+def test_second_retry_of_a_person_is_refused(registry: TaskRegistry) -> None:
+    task = make_task()
+    errored(registry, task)
+    registry.retry(task.task_id)
+    with pytest.raises(TransitionRefused, match="it is pending"):
+        registry.retry(task.task_id)
+
+
+def test_same_report_of_another_attempt_is_another_event(
+    registry: TaskRegistry, client: Any
+) -> None:
+    task = make_task()
+    token = started(registry, task)
+    registry.report_source(task.task_id, token, SourceType.REPO, "verified", bytes_=12)
+    registry.fail(task.task_id, token, Reason("x", "x"), transient=True)
+    client.zadd(keys.DUE, {task.task_id: 0})
+    (claim,) = registry.claim(1)
+    registry.start(task.task_id, run_id="2", machine="host", token=claim.token)
+    registry.report_source(task.task_id, claim.token, SourceType.REPO, "verified", bytes_=12)
+    assert kinds(registry, task.task_id).count("verified") == 2
 
 
 # --- Redis in trouble --------------------------------------------------------------------------

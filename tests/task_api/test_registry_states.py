@@ -3,7 +3,8 @@
 After each step: each task is in exactly one index and in the state that a plain model expects; the
 timers belong to the states; the counters are true; tokens only grow; the streams hold exactly the
 announcements that the model expects: at most one for each time a task was accepted or retried, and
-none after its cancel.
+none after its cancel. In half of the runs every script is sent twice, as the client does when a
+connection breaks: both answers are the same, and the model knows of one call.
 """
 
 from __future__ import annotations
@@ -61,7 +62,24 @@ class Expected:
     outcome: Outcome | None = None
     run_id: str | None = None
     announced: int = 0
+    ready_token: int | None = None
+    failed: tuple[int, TaskState] | None = None
+    path: bool = False
+    begun: bool = False
     tokens: list[int] = field(default_factory=lambda: [0])
+
+
+class SentTwice(TaskRegistry):
+    """A registry whose scripts all arrive twice, the second time to be answered."""
+
+    CHANGING: ClassVar = {"accept", "status", "timers"}
+    """Scripts whose answers tell of the present, or (accept) that they came before."""
+
+    def _run(self, script: str, *arguments: str | bytes | float) -> Any:
+        first = super()._run(script, *arguments)
+        second = super()._run(script, *arguments)
+        assert script in self.CHANGING or second == first
+        return second
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -74,7 +92,6 @@ class RegistryMachine(RuleBasedStateMachine):
         self.client: Any = redis.Redis.from_url(self.url, protocol=2, decode_responses=True)
         self.client.flushall()
         self.registry = TaskRegistry.from_url(self.url)
-        self.registry.initialize()
         self.known: dict[str, Expected] = {}
         self.canceled_ahead: set[str] = set()
         self.counted: Counter[str] = Counter()
@@ -84,8 +101,12 @@ class RegistryMachine(RuleBasedStateMachine):
         self.registry.close()
         self.client.close()
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(twice=st.booleans())
+    def begin(self, twice: bool) -> None:
+        if twice:
+            self.registry.close()
+            self.registry = SentTwice.from_url(self.url)
+        self.registry.initialize()
         self.registry.reap()
 
     # --- what the rules share ----------------------------------------------------------------
@@ -152,7 +173,10 @@ class RegistryMachine(RuleBasedStateMachine):
         task = replace(expected.task, focus="elsewhere") if other else expected.task
         message = str(uuid.uuid4())
         receipt = self.registry.accept(message, message, [Submission(task)])
-        assert [v.kind for v in receipt.verdicts] == ["conflict" if other else "duplicate"]
+        # A conflict is not remembered, since its message was not accepted.
+        kinds = ["conflict" if other else "duplicate"]
+        assert receipt.repeated or [v.kind for v in receipt.verdicts] == kinds
+        assert receipt.accepted is not other
 
     # --- workers -----------------------------------------------------------------------------
 
@@ -200,6 +224,7 @@ class RegistryMachine(RuleBasedStateMachine):
             else:
                 self.grown(expected, attempt.token)
             expected.run_id = run_id
+            expected.begun = True
             self.moved(expected, DOWNLOADING)
 
     @rule(lost=st.booleans())
@@ -236,23 +261,29 @@ class RegistryMachine(RuleBasedStateMachine):
             with self.allowed(held):
                 self.registry.confirm(task_id, token)
         elif act == "ready":
-            repeated = current and expected.state is READY
+            repeated = current and expected.ready_token == token
             with self.allowed(held or repeated):
                 self.registry.ready(task_id, token, path=f"/{token}", machine="host")
                 if not repeated:
                     expected.announced += 1
+                    expected.ready_token = token
+                    expected.path = True
                     self.moved(expected, READY)
         else:
             transient = act == "fail_transient"
-            with self.allowed(current and expected.state in {SCHEDULED, DOWNLOADING}):
+            repeated = expected.failed is not None and expected.failed[0] == token
+            allowed = repeated or (current and expected.state in {SCHEDULED, DOWNLOADING})
+            with self.allowed(allowed):
                 state = self.registry.fail(
                     task_id, token, Reason("offline", "no answer"), transient=transient
                 )
-                if transient:
-                    self.failed_once(expected)
-                else:
-                    self.moved(expected, ERRORED)
-                assert state is expected.state
+                if not repeated:
+                    if transient:
+                        self.failed_once(expected)
+                    else:
+                        self.moved(expected, ERRORED)
+                    expected.failed = (token, expected.state)
+                assert expected.failed == (token, state)
 
     def failed_once(self, expected: Expected) -> None:
         expected.failures += 1
@@ -385,10 +416,14 @@ class RegistryMachine(RuleBasedStateMachine):
         )
         sizes = [self.client.zcard(keys.index(state)) for state in TaskState]
         assert sum(sizes) == len(self.known)
-        records = self.registry.get_many(list(self.known))
-        for (task_id, expected), record in zip(self.known.items(), records, strict=True):
+        page = self.registry.page(limit=1000)
+        sequences = [record.sequence for record in page]
+        assert sequences == sorted(sequences, reverse=True)
+        records = {record.task.task_id: record for record in page}
+        assert len(records) == len(page) == len(self.known)
+        for task_id, expected in self.known.items():
+            record = records[task_id]
             assert found[task_id] == list(TaskState).index(expected.state) + 1
-            assert record is not None
             assert record.state is expected.state
             assert record.token == expected.token
             assert record.failures == expected.failures
@@ -405,6 +440,26 @@ class RegistryMachine(RuleBasedStateMachine):
         assert members(keys.DUE) == in_states(PENDING)
         assert members(keys.LEASES) == in_states(SCHEDULED, DOWNLOADING)
         assert members(keys.DEADLINES) == in_states(*LIVE_STATES)
+
+    @invariant()
+    def removals_are_of_folders_that_nobody_wants(self) -> None:
+        def unwanted(e: Expected) -> bool:
+            left_behind = e.begun and not e.path and e.state in {CANCELED, EXPIRED, ERRORED}
+            return left_behind or (e.path and e.state is CANCELED)
+
+        assert self.registry.removals() == sorted(
+            task_id for task_id, e in self.known.items() if unwanted(e)
+        )
+
+    @invariant()
+    def materializations_are_asked_for_of_announced_tasks(self) -> None:
+        asked = {entry.task_id for entry in self.registry.unmaterialized(older_than_ms=-60_000)}
+        announced = {
+            task_id
+            for task_id, e in self.known.items()
+            if e.announced and e.state in {READY, SUCCEEDED, FAILED}
+        }
+        assert asked == announced
 
     @invariant()
     def counters_are_true(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -101,20 +103,35 @@ def test_the_version_of_a_checkout_names_its_commit(
     package = tmp_path / "task_api"
     package.mkdir()
     monkeypatch.setattr(task_api, "__file__", str(package / "__init__.py"))
-    version_text.cache_clear()
-    try:
-        assert version_text() == task_api.__version__
-        git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-        subprocess.run([*git, "init", "-q"], check=True)
-        (tmp_path / "pyproject.toml").touch()
-        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-        ).stdout
-        version_text.cache_clear()
-        assert version_text() == f"{task_api.__version__}+g{head[:12]}"
-    finally:
-        version_text.cache_clear()
+    assert version_text() == task_api.__version__
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "pyproject.toml").touch()
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout
+    assert version_text() == f"{task_api.__version__}+g{head[:12]}"
+
+
+def test_git_is_asked_once_and_before_any_request(
+    redis_url: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = tmp_path / "calls"
+    (tmp_path / "bin").mkdir()
+    git = tmp_path / "bin" / "git"
+    git.write_text(f"#!/bin/sh\necho asked >> '{calls}'\necho 0123456789ab\n")
+    git.chmod(0o755)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.setenv("PATH", f"{git.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(task_api, "__file__", str(tmp_path / "task_api" / "__init__.py"))
+    with TaskServer(redis_url) as client:
+        assert calls.read_text() == "asked\n"
+        for _ in range(2):
+            shown = client.get("/status/").json["version"]
+            assert shown == f"{task_api.__version__}+g0123456789ab"
+    assert calls.read_text() == "asked\n"
 
 
 # --- Redis away --------------------------------------------------------------------------------
@@ -161,6 +178,19 @@ def test_while_redis_is_away_nothing_is_half_done_and_all_comes_back(
             assert registry.get(first["task_id"]).state is TaskState.PENDING
 
 
+def test_a_redis_that_comes_back_empty_is_marked_again(own_redis: RedisServer, home: Path) -> None:
+    with TaskServer(own_redis.url) as client:
+        assert client.get("/v1/task/").status == 200
+        own_redis.kill()
+        assert client.get("/v1/task/").status == 503
+        for entry in own_redis.folder.glob("appendonly*"):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        own_redis.start()
+        with own_redis.client as redis:
+            assert client.post("/v1/task/", wire_message(wire_task())).status == 202
+            assert redis.get("buttercup:schema") == b"1"
+
+
 def test_a_server_may_start_before_its_redis(
     own_redis: RedisServer, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -203,6 +233,30 @@ def test_a_redis_that_hangs_delays_no_status(own_redis: RedisServer, home: Path)
         finally:
             own_redis.resume()
         wait_for(lambda: "redis" not in client.get("/status/").json["details"], "Redis' return")
+
+
+def test_posts_behind_a_frozen_redis_delay_nobody_else(own_redis: RedisServer, home: Path) -> None:
+    """However many there are: the server has 40 threads for requests that use Redis."""
+    server = TaskServer(own_redis.url)
+    paths = ("/status/", "/healthz", "/readyz")
+    with server as client, ThreadPoolExecutor(50) as senders, ThreadPoolExecutor(3) as others:
+        assert client.post("/v1/task/", wire_message(wire_task())).status == 202
+        connections = server.context.gate._registry._redis.connection_pool
+        own_redis.pause()
+        try:
+            posts = [
+                senders.submit(client.post, "/v1/task/", wire_message(wire_task()))
+                for _ in range(50)
+            ]
+            wait_for(lambda: len(connections._in_use_connections) >= 40, "a full pool of threads")
+            answers = [one.result() for one in [others.submit(client.get, path) for path in paths]]
+            assert not any(post.done() for post in posts)
+        finally:
+            own_redis.resume()
+        assert [answer.status for answer in answers] == [200, 200, 503]
+        assert answers[0].json["details"]["redis"] == "Redis does not answer within 2 s"
+        assert {post.result().status for post in posts} == {202}
+        assert client.get("/status/").json["state"]["tasks"]["pending"] == 51
 
 
 def test_a_registry_of_a_newer_version_is_left_alone(own_redis: RedisServer, home: Path) -> None:

@@ -77,8 +77,8 @@ def names(root: Path) -> set[str]:
 def left_over(workspace: Workspace) -> list[str]:
     """What a failed attempt left where only finished work may be."""
     staging = list(workspace.staging.iterdir()) if workspace.staging.exists() else []
-    tasks = [p for p in workspace.tasks.iterdir() if p != workspace.staging]
-    manifests = list((workspace.store / "manifests").iterdir())
+    tasks = [p for p in workspace.tasks.iterdir() if not p.name.startswith(".")]
+    manifests = list((workspace.tasks / ".manifests").iterdir())
     parts_folder = workspace.store / "parts"
     parts = list(parts_folder.iterdir()) if parts_folder.exists() else []
     return [str(p) for p in (*staging, *tasks, *manifests, *parts)]

