@@ -116,12 +116,13 @@ def post_and_follow(
     files = {str(kind): source.path for kind, source in packed.sources.items()}
     with SourceServer(files, address=address) as server:
         urls = {name: server.url(name) for name in files}
-        client.submit(_body(packed, urls, task_id, project_name, deadline_seconds))
-        print(f"task {task_id} posted", flush=True)
+        body = _body(packed, urls, task_id, project_name, deadline_seconds)
         progress = Progress(
             {str(kind): source.bytes for kind, source in packed.sources.items()}, server.sent
         )
         try:
+            client.submit(body)
+            print(f"task {task_id} posted", flush=True)
             state = follow(client, task_id, progress)
         except KeyboardInterrupt:
             _leave(client, task_id)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import BIN, Child
+from tests.e2e.stack import BIN, ROOT, Child
 from tests.support.redis_server import free_port
 from tests.support.waiting import wait_for
 
@@ -30,6 +30,23 @@ SERVICES = {
 def parent_of(entry: Path) -> int:
     """The parent of a process, by its folder in /proc."""
     return int((entry / "stat").read_text().rpartition(") ")[2].split()[1])
+
+
+def command_line(entry: Path) -> str:
+    """The command of a process; empty if it has ended, even if nobody has collected it yet."""
+    try:
+        return (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def belongs_to(entry: Path, home: Path) -> bool:
+    """Whether a process was started with this home folder, by its folder in /proc."""
+    try:
+        environment = (entry / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return f"BUTTERCUP_HOME={home}".encode() in environment
 
 
 class Machine:
@@ -78,16 +95,12 @@ class Machine:
 
     def processes(self) -> dict[int, str]:
         """Every process that was started with this home folder: its id and command line."""
-        needle = f"BUTTERCUP_HOME={self.home}".encode()
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                line = command_line(entry)
                 # Redis overwrites its environment with its title; it is known by its parent.
-                if line and (
-                    needle in (entry / "environ").read_bytes().split(b"\0")
-                    or parent_of(entry) == self.process
-                ):
+                if line and (belongs_to(entry, self.home) or parent_of(entry) == self.process):
                     found[int(entry.name)] = line
             except OSError:
                 continue
@@ -185,6 +198,23 @@ def test_killed_process_is_started_again(machine: Machine, service: str) -> None
     )
 
 
+def test_submitted_folder_becomes_a_task(machine: Machine) -> None:
+    """After every process was killed once, and without a word about where anything is."""
+    said = machine.run(
+        *["buttercup", "submit", str(ROOT / "task_api"), "--project_name", "buttercup"],
+        *["--fuzz_tooling", str(ROOT / "examples" / "fuzz-tooling"), "--focus", "api"],
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert said.stderr == ""
+    folder = Path(said.stdout.splitlines()[-1].partition(" on ")[0])
+    assert folder.parent == machine.home / "tasks"
+    here = {path.name for path in (ROOT / "task_api").iterdir()}
+    assert {path.name for path in (folder / "src" / "api").iterdir()} == here
+    tooling = folder / "fuzz-tooling" / "fuzz-tooling"
+    helper = [str(tooling / "infra" / "helper.py"), "check", "buttercup"]
+    assert subprocess.run(helper, check=False).returncode == 0
+
+
 def test_ctrl_c_stops_everything(machine: Machine) -> None:
     assert machine.child is not None
     ran = machine.processes()
@@ -192,6 +222,33 @@ def test_ctrl_c_stops_everything(machine: Machine) -> None:
     machine.child._process.send_signal(signal.SIGINT)
     assert machine.child._process.wait(60) == 0
     assert machine.processes() == {}
-    assert not [process for process in ran if Path(f"/proc/{process}").exists()]
+    assert not [process for process in ran if command_line(Path(f"/proc/{process}"))]
     assert machine.shown.endswith("stopped\n")
     assert not (machine.home / "up.env").exists()
+
+
+def test_demo_shows_a_prepared_task_and_ends(tmp_path: Path) -> None:
+    """From nothing, with everything it needs in a home folder of its own."""
+    machine = Machine(tmp_path)
+    said = subprocess.run(
+        [str(BIN / "buttercup"), "demo"],
+        cwd=tmp_path,
+        env=machine.env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    log = machine.home / "demo.log"
+    assert said.returncode == 0, f"{said.stdout}{said.stderr}{log.read_text()[-3000:]}"
+    (task_id,) = re.findall(r"^task ([0-9a-f-]{36}) posted$", said.stdout, re.MULTILINE)
+    assert re.search(rf"^{task_id}  ready  buttercup  full", said.stdout, re.MULTILINE)
+    assert "      task_api/\n" in said.stdout
+    assert re.search(r"its run in Dagster: [0-9a-f-]{36}\n", said.stdout)
+    assert "buttercup submit PATH" in said.stdout
+    folder = machine.home / "tasks" / task_id
+    assert (folder / "task_meta.json").is_file()
+    assert (folder / "src" / "buttercup-orchestrator" / "task_api").is_dir()
+    assert not (machine.home / "up.env").exists()
+    left = [entry for entry in Path("/proc").glob("[0-9]*") if belongs_to(entry, machine.home)]
+    assert left == []
