@@ -19,6 +19,7 @@ from task_api.settings import (
     Home,
     LogLevel,
     RedisUrl,
+    absolute_path,
 )
 
 GIBIBYTE = 1024**3
@@ -28,7 +29,7 @@ UP_FILE = "up.env"
 
 
 def _absolute(value: Path | None) -> Path | None:
-    return value.expanduser().absolute() if value is not None else None
+    return None if value is None else absolute_path(value)
 
 
 Folder = Annotated[Path | None, AfterValidator(_absolute)]
@@ -104,10 +105,10 @@ class _RunningUp(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         """The settings in the file, or none where nothing runs."""
-        home = Path(self.current_state.get("home") or DEFAULT_HOME).expanduser()
         try:
+            home = absolute_path(Path(self.current_state.get("home") or DEFAULT_HOME))
             found = dotenv_values(home / UP_FILE, interpolate=False)
-        except (OSError, UnicodeDecodeError):
+        except (OSError, ValueError):
             return {}
         return {
             name: value

@@ -39,7 +39,12 @@ def _log_level(value: str) -> str:
     return value.lower()
 
 
-def _home(value: Path) -> Path:
+def absolute_path(value: Path) -> Path:
+    """A folder in the settings, from / on.
+
+    Raises:
+        ValueError: it cannot be told where that is.
+    """
     try:
         return value.expanduser().absolute()
     except (OSError, RuntimeError) as error:
@@ -79,7 +84,7 @@ RedisUrl = Annotated[
 LogLevel = Annotated[str, AfterValidator(_log_level), Field(description="Log level")]
 Home = Annotated[
     Path,
-    AfterValidator(_home),
+    AfterValidator(absolute_path),
     Field(
         validate_default=True,
         description="Folder for tasks, archives, Dagster's data and the generated key",

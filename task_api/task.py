@@ -299,7 +299,7 @@ def normalize_uuid(text: str) -> str:
         ValueError: the text is not a UUID in its 36-character form.
     """
     if not _UUID.match(text):
-        raise ValueError(f"{printable(text)!r} is not a UUID like {EXAMPLE_UUID}")
+        raise ValueError(f"'{printable(text)}' is not a UUID like {EXAMPLE_UUID}")
     return text.lower()
 
 
@@ -368,7 +368,7 @@ def problems_of(
         found.append(
             Problem(
                 ("project_name",),
-                f"{printable(task.project_name)!r} is not an OSS-Fuzz project name; use letters, "
+                f"'{printable(task.project_name)}' is not an OSS-Fuzz project name; use letters, "
                 "digits, '_', '.', '+' and '-', at most 128 of them",
             )
         )
@@ -396,8 +396,8 @@ def deadline_problem(deadline_ms: int, now_ms: int) -> str | None:
         )
     if deadline_ms > now_ms + MAX_DEADLINE_DAYS * 86_400_000:
         return (
-            f"{deadline_ms} is more than {MAX_DEADLINE_DAYS} days ahead; send a UNIX time in "
-            "milliseconds, not in micro- or nanoseconds"
+            f"{deadline_ms} is more than {MAX_DEADLINE_DAYS} days ahead; send a nearer UNIX time, "
+            "in milliseconds, not in micro- or nanoseconds"
         )
     return None
 
@@ -407,22 +407,22 @@ def _focus_problem(focus: str) -> str | None:
     if not focus:
         return f"is empty; {advice}"
     if focus.startswith("/"):
-        return f"{printable(focus)!r} is absolute; {advice}"
+        return f"'{printable(focus)}' is absolute; {advice}"
     if _CONTROL.search(focus):
-        return f"{printable(focus)!r} holds a control character; {advice}"
+        return f"'{printable(focus)}' holds a control character; {advice}"
     if "\\" in focus:
-        return f"{printable(focus)!r} holds a backslash; separate folders with '/'"
+        return f"'{printable(focus)}' holds a backslash; separate folders with '/'"
     parts = focus.split("/")
     if any(part in {"", ".", ".."} for part in parts):
-        return f"{printable(focus)!r} has an empty, '.' or '..' part; {advice}"
+        return f"'{printable(focus)}' has an empty, '.' or '..' part; {advice}"
     try:
         encoded = [len(part.encode()) for part in parts]
     except UnicodeEncodeError:
-        return f"{printable(focus)!r} holds half of a surrogate pair; {advice}"
+        return f"'{printable(focus)}' holds half of a surrogate pair; {advice}"
     if max(encoded) > MAX_NAME_BYTES or sum(encoded) + len(parts) > MAX_FOCUS_BYTES:
         return (
-            f"{printable(focus)!r} is too long: {MAX_NAME_BYTES} bytes for each folder and "
-            f"{MAX_FOCUS_BYTES} in all are allowed"
+            f"'{printable(focus)}' is too long: {MAX_NAME_BYTES} bytes for each folder and "
+            f"{MAX_FOCUS_BYTES} in all are allowed; {advice}"
         )
     return None
 
@@ -443,7 +443,7 @@ def _source_problems(task: Task, schemes: Sequence[str]) -> list[Problem]:
             found.append(
                 Problem(
                     ("source", number, "sha256"),
-                    f"{printable(source.sha256)!r} is not a SHA-256 digest; send 64 hex digits, "
+                    f"'{printable(source.sha256)}' is not a SHA-256 digest; send 64 hex digits, "
                     "as sha256sum prints them",
                 )
             )
@@ -467,14 +467,16 @@ def _source_problems(task: Task, schemes: Sequence[str]) -> list[Problem]:
 def _url_problem(url: str, schemes: Sequence[str]) -> str | None:
     allowed = " or ".join(f"{scheme}://" for scheme in schemes)
     if len(url) > MAX_URL_CHARACTERS:
-        return f"is longer than {MAX_URL_CHARACTERS} characters"
+        return f"is longer than {MAX_URL_CHARACTERS} characters; send a shorter one"
+    if not url:
+        return f"is empty; send a URL that begins with {allowed}"
     if _CONTROL_OR_SPACE.search(url):
         return "holds a blank or a control character; escape it as %20 and the like"
     parts = split_url(url)
     if parts is None:
-        return f"cannot be read as a URL; send one that begins with {allowed}"
+        return f"cannot be read as a URL; check its host and port, and begin with {allowed}"
     if parts.scheme not in schemes:
         return f"has the scheme '{printable(parts.scheme)}'; send a URL that begins with {allowed}"
     if parts.scheme != "file" and not parts.hostname:
-        return "names no host"
+        return f"names no host; send a URL such as {schemes[0]}://host/archive.tar.gz"
     return None

@@ -310,7 +310,8 @@ NOW = "<now>"
 
 TO_COME = "send a UNIX time in milliseconds that is still to come"
 TOO_FAR = (
-    "is more than 366 days ahead; send a UNIX time in milliseconds, not in micro- or nanoseconds"
+    "is more than 366 days ahead; send a nearer UNIX time, in milliseconds, not in micro- or "
+    "nanoseconds"
 )
 FOLDER = "name a folder inside the repo tarball, such as 'curl' or 'libs/png'"
 PROJECT = (
@@ -339,17 +340,20 @@ VALUES = [
     (first_task(focus="/abs"), "focus", f"'/abs' is absolute; {FOLDER}"),
     (first_task(focus="../x"), "focus", f"'../x' has an empty, '.' or '..' part; {FOLDER}"),
     (first_task(focus="a//b"), "focus", f"'a//b' has an empty, '.' or '..' part; {FOLDER}"),
-    (first_task(focus="a\nb"), "focus", rf"'a\\nb' holds a control character; {FOLDER}"),
-    (first_task(focus="a\\b"), "focus", r"'a\\\\b' holds a backslash; separate folders with '/'"),
+    (first_task(focus="a\nb"), "focus", rf"'a\nb' holds a control character; {FOLDER}"),
+    (first_task(focus="a\\b"), "focus", r"'a\\b' holds a backslash; separate folders with '/'"),
     (
         first_task(focus=SURROGATE),
         "focus",
-        rf"'\\ud800' holds half of a surrogate pair; {FOLDER}",
+        rf"'\ud800' holds half of a surrogate pair; {FOLDER}",
     ),
     (
         first_task(focus="x" * 256),
         "focus",
-        f"'{'x' * 80}…' is too long: 255 bytes for each folder and 1024 in all are allowed",
+        (
+            f"'{'x' * 80}…' is too long: 255 bytes for each folder and 1024 in all are allowed; "
+            f"{FOLDER}"
+        ),
     ),
     (first_task(project_name="../x"), "project_name", f"'../x' {PROJECT}"),
     (first_task(project_name=""), "project_name", f"'' {PROJECT}"),
@@ -370,13 +374,17 @@ VALUES = [
     (source(sha256="g" * 64), "source[0].sha256", f"'{'g' * 64}' {DIGEST}"),
     (source(url="ftp://x/y"), "source[0].url", f"has the scheme 'ftp'; {HTTP}"),
     (source(url="file:///etc/passwd"), "source[0].url", f"has the scheme 'file'; {HTTP}"),
-    (source(url=""), "source[0].url", f"has the scheme ''; {HTTP}"),
+    (source(url=""), "source[0].url", f"is empty; {HTTP}"),
     (
         source(url="http://h:x/"),
         "source[0].url",
-        "cannot be read as a URL; send one that begins with http:// or https://",
+        "cannot be read as a URL; check its host and port, and begin with http:// or https://",
     ),
-    (source(url="https:///x"), "source[0].url", "names no host"),
+    (
+        source(url="https:///x"),
+        "source[0].url",
+        "names no host; send a URL such as http://host/archive.tar.gz",
+    ),
     (
         source(url="https://x/a b"),
         "source[0].url",
@@ -385,7 +393,7 @@ VALUES = [
     (
         source(url="https://x/" + "a" * 16_384),
         "source[0].url",
-        "is longer than 16384 characters",
+        "is longer than 16384 characters; send a shorter one",
     ),
 ]
 
