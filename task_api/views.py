@@ -45,7 +45,10 @@ class TaskSummary(BaseModel):
     accepted_ms: int
     updated_ms: int
     path: str | None = Field(description="The prepared folder.")
-    machine: str | None = Field(description="The host that has it.")
+    machine: str | None = Field(description="The host of the last attempt, which has the folder.")
+    defect: str | None = Field(
+        description="Why parts of the record cannot be read, and are not shown; else null."
+    )
 
 
 class TaskPage(BaseModel):
@@ -96,6 +99,7 @@ def summary(record: TaskRecord) -> dict[str, Any]:
         "updated_ms": record.updated_ms,
         "path": record.path,
         "machine": record.machine,
+        "defect": record.defect,
     }
 
 

@@ -410,7 +410,7 @@ def test_hosts_that_are_not_allowed(call: Call, archives: Archives, sources: Sou
                 *("--diff_sha256", "a" * 64),
             ],
             [
-                rf"TASK_ID: '\\x1b[31mme' {UUID_ADVICE}",
+                rf"TASK_ID: '\x1b[31mme' {UUID_ADVICE}",
                 (
                     "--focus: '../x' has an empty, '.' or '..' part; name a folder inside the repo "
                     "tarball, such as 'curl' or 'libs/png'"
@@ -431,10 +431,10 @@ def test_hosts_that_are_not_allowed(call: Call, archives: Archives, sources: Sou
             process(repo_url=f"http://[x/?{SIGNATURE}", diff_url="http:///x"),
             [
                 (
-                    "--repo_url cannot be read as a URL; send one that begins with http:// or "
-                    "https:// or file://"
+                    "--repo_url cannot be read as a URL; check its host and port, and begin with "
+                    "http:// or https:// or file://"
                 ),
-                "--diff_url names no host",
+                "--diff_url names no host; send a URL such as http://host/archive.tar.gz",
             ],
         ),
     ],

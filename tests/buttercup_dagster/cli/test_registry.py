@@ -445,7 +445,7 @@ def test_an_unknown_task(call: Call, shared: TaskRegistry, command: str) -> None
         ),
         (
             ["show", "\x1b[31m1234"],
-            [r"'\\x1b[31m1234' is not a UUID like 123e4567-e89b-42d3-a456-426614174000"],
+            [r"'\x1b[31m1234' is not a UUID like 123e4567-e89b-42d3-a456-426614174000"],
         ),
         (
             ["retry"],
