@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -99,23 +98,32 @@ def _remove_unwanted(registry: TaskRegistry, engine: Engine, result: Reconciled)
         if record is not None and record.machine not in {None, engine.machine}:
             continue
         left_ms = int(1000 * (end - time.monotonic()))
+        asked = _Asked(registry, task_id)
         try:
             removed = engine.remove(
-                task_id,
-                stop=Stop(int(time.time() * 1000) + left_ms),
-                unwanted=functools.partial(_unwanted, registry, task_id),
+                task_id, stop=Stop(int(time.time() * 1000) + left_ms), unwanted=asked.unwanted
             )
         except SourceError as error:
             result.problems.append(str(error))
-        else:
+            continue
+        # What is wanted again was taken off the list when its task moved; and may be on it anew.
+        if asked.answer:
             registry.removed(task_id)
-            result.removed += removed
+        result.removed += removed
 
 
-def _unwanted(registry: TaskRegistry, task_id: str) -> bool:
-    """Whether nobody reads the folder; a task that is prepared again publishes over it."""
-    record = _record(registry, task_id)
-    return record is not None and record.state in UNWANTED
+@dataclass
+class _Asked:
+    """Whether nobody reads the folder of a task; one that is prepared again publishes over it."""
+
+    registry: TaskRegistry
+    task_id: str
+    answer: bool = True
+
+    def unwanted(self) -> bool:
+        record = _record(self.registry, self.task_id)
+        self.answer = record is None or record.state in UNWANTED
+        return self.answer
 
 
 def _record(registry: TaskRegistry, task_id: str) -> TaskRecord | None:

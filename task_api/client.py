@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import urllib3
 
-from task_api.task import ButtercupError
+from task_api.task import ButtercupError, split_url
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 30.0
@@ -45,7 +46,7 @@ class TaskServerClient:
     def __init__(self, url: str, key_id: str, token: str) -> None:
         self._url = url.rstrip("/")
         self._http = urllib3.PoolManager(
-            headers=urllib3.make_headers(basic_auth=f"{key_id}:{token}"),
+            headers={"Authorization": f"Basic {b64encode(f'{key_id}:{token}'.encode()).decode()}"},
             timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
             retries=False,
         )
@@ -137,6 +138,12 @@ def _detail(content: Any) -> str:
 
 
 def is_server_url(url: str) -> bool:
-    """Whether this may be the URL of a task server."""
-    parts = urlsplit(url)
-    return parts.scheme in {"http", "https"} and bool(parts.hostname)
+    """Whether this may be the URL of a task server; it holds no credentials, so it may be shown."""
+    parts = split_url(url)
+    return (
+        parts is not None
+        and parts.scheme in {"http", "https"}
+        and bool(parts.hostname)
+        and parts.username is None
+        and not (parts.query or parts.fragment)
+    )

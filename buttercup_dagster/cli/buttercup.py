@@ -47,7 +47,9 @@ def _span(text: str) -> str:
 
 def _server(url: str) -> str:
     if not is_server_url(url):
-        raise ValueError(f"give the URL of a task server, such as {DEFAULT_URL}")
+        raise ValueError(
+            f"give the URL of a task server, such as {DEFAULT_URL}; the key has options of its own"
+        )
     return url
 
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ import urllib3
 from buttercup_dagster.cli.arguments import fail
 from buttercup_dagster.cli.buttercup import DEFAULT_DAGSTER_PORT, PROGRAM, Commands, Demo
 from buttercup_dagster.cli.console import make_console, put_table
-from buttercup_dagster.cli.submit import key_of, post_and_follow
+from buttercup_dagster.cli.submit import INTERRUPTED, post_and_follow
 from buttercup_dagster.cli.up import start, stopped_by_signals
 from buttercup_dagster.local.errors import LocalError, ServiceFailed
 from buttercup_dagster.local.home import check_home, claimed
@@ -28,8 +28,17 @@ from buttercup_dagster.local.supervisor import Show, Supervisor, plain
 from buttercup_dagster.packing.errors import PackingError
 from buttercup_dagster.packing.task import PackedTask, pack_task
 from buttercup_dagster.tables import HEADINGS, task_rows
+from task_api.auth import (
+    CREDENTIALS,
+    SERVER_HASH_NAME,
+    SERVER_KEY_ID_NAME,
+    KeyUnusable,
+    read_credentials,
+    resolve_key,
+)
 from task_api.client import RequestRefused, ServerUnavailable, TaskServerClient
 from task_api.registry import TaskRegistry
+from task_api.settings import TaskServerSettings
 from task_api.task import printable
 
 PROJECT_NAME: Final = PROGRAM
@@ -59,6 +68,7 @@ def run(settings: Commands, _command: Demo) -> int:
             host="127.0.0.1",
             port=free_port(),
             dagster_port=free_port(),
+            environment=_own_key(settings.home),
         )
         with (
             claimed(plan.home),
@@ -69,8 +79,13 @@ def run(settings: Commands, _command: Demo) -> int:
         ):
             _say("starting Redis, the task server and Dagster")
             if not start(supervisor, stack):
-                return 130
-            status = _prepare(settings, stack)
+                return INTERRUPTED
+
+            def goes_on() -> bool:
+                supervisor.look()
+                return not stop()
+
+            status = _prepare(stack, goes_on)
         if status == 0:
             _say(f"everything is stopped again, after {time.monotonic() - began:.0f} s")
             print(_how_to_go_on(plan.home))
@@ -82,13 +97,26 @@ def run(settings: Commands, _command: Demo) -> int:
     return status
 
 
-def _prepare(settings: Commands, stack: Stack) -> int:
+def _own_key(home: Path) -> dict[str, str]:
+    """The key in the home folder as variables of the server, which win over any other key.
+
+    Raises:
+        LocalError: it cannot be read or made.
+    """
+    try:
+        key = resolve_key(TaskServerSettings(home=home, api_key_id=None, api_token_hash=None)).key
+    except KeyUnusable as error:
+        raise LocalError(str(error)) from None
+    return {SERVER_KEY_ID_NAME: key.key_id, SERVER_HASH_NAME: key.token_hash}
+
+
+def _prepare(stack: Stack, goes_on: Callable[[], bool]) -> int:
     """Post the task to what runs, wait for it, and show what became of it."""
     task_id = str(uuid.uuid4())
     with tempfile.TemporaryDirectory(prefix="buttercup-demo-") as folder:
         packed = pack(Path(folder))
-        key_id, token = key_of(settings.model_copy(update={"api_key_id": None}))
-        with TaskServerClient(stack.plan.api_url, key_id, token) as client:
+        key = read_credentials(stack.plan.home / CREDENTIALS)
+        with TaskServerClient(stack.plan.api_url, key.key_id, key.token) as client:
             began = time.monotonic()
             status = post_and_follow(
                 client,
@@ -97,7 +125,10 @@ def _prepare(settings: Commands, stack: Stack) -> int:
                 project_name=PROJECT_NAME,
                 deadline_seconds=DEADLINE_SECONDS,
                 address="127.0.0.1",
+                goes_on=goes_on,
             )
+            if status == INTERRUPTED:
+                return status
             _say(f"the task took {time.monotonic() - began:.1f} s")
     with TaskRegistry.from_url(stack.redis_url) as registry:
         record = registry.get(task_id)
@@ -107,7 +138,7 @@ def _prepare(settings: Commands, stack: Stack) -> int:
         _say("its line in the registry, which `buttercup-registry list` prints:")
         put_table(make_console(), HEADINGS, task_rows([record]), shrink="PROJECT", colored="STATE")
     _say(f"its run in Dagster: {record.run_id}")
-    _wait_for_run(stack.plan.dagster_url, record.run_id or "")
+    _wait_for_run(stack.plan.dagster_url, record.run_id or "", goes_on)
     return status
 
 
@@ -161,7 +192,7 @@ def tree(folder: Path) -> list[str]:
     return lines
 
 
-def _wait_for_run(dagster_url: str, run_id: str) -> None:
+def _wait_for_run(dagster_url: str, run_id: str, goes_on: Callable[[], bool]) -> None:
     """Give the run time to end: the task is ready before Dagster has been told everything."""
     query = {
         "query": "query($id: ID!) { runOrError(runId: $id) { ... on Run { endTime } } }",
@@ -169,7 +200,7 @@ def _wait_for_run(dagster_url: str, run_id: str) -> None:
     }
     end = time.monotonic() + SETTLE_SECONDS
     with urllib3.PoolManager(retries=False, timeout=5.0) as http:
-        while time.monotonic() < end:
+        while goes_on() and time.monotonic() < end:
             with contextlib.suppress(urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError):
                 answer = http.request("POST", f"{dagster_url}/graphql", json=query).json()
                 if answer["data"]["runOrError"]["endTime"]:

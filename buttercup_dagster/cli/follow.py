@@ -36,21 +36,36 @@ class Progress:
     sent: Callable[[], Mapping[str, int]]
 
 
-def follow(client: TaskServerClient, task_id: str, progress: Progress) -> str:
+def follow(
+    client: TaskServerClient,
+    task_id: str,
+    progress: Progress,
+    *,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> str:
     """Show what becomes of a task until it is ready or has ended.
 
     A server that is away is waited for.
+
+    Args:
+        client: of the task server.
+        task_id: the task.
+        progress: of its sources.
+        goes_on: asked a few times a second; ends the wait when it gives false.
 
     Returns:
         The state that it has then.
 
     Raises:
         RequestRefused: the task cannot be read.
+        KeyboardInterrupt: `goes_on` gave false.
     """
     began = time.monotonic()
     told_away = told_waiting = False
     with _display(progress) as show:
         while True:
+            if not goes_on():
+                raise KeyboardInterrupt
             try:
                 view = client.task(task_id)
             except ServerUnavailable as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,19 @@ def run(settings: Commands, command: Submit) -> int:
     Raises:
         SystemExit: status 2, the input cannot be packed; status 1, it cannot be posted.
     """
+    # A process that is told to end cleans up as after Ctrl-C; `nohup` is respected.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        return _submit(settings, command)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{PROGRAM}: stopped before the task was posted\n")
+        return INTERRUPTED
+
+
+def _submit(settings: Commands, command: Submit) -> int:
+    key_id, token = key_of(settings)
     with tempfile.TemporaryDirectory(prefix="buttercup-submit-") as folder:
         try:
             packed = pack_task(
@@ -49,7 +63,6 @@ def run(settings: Commands, command: Submit) -> int:
         for note in packed.notes:
             sys.stderr.write(f"{PROGRAM}: {harmless(note)}\n")
         task_id = command.task_id or str(uuid.uuid4())
-        key_id, token = key_of(settings)
         with TaskServerClient(settings.url, key_id, token) as client:
             try:
                 return post_and_follow(
@@ -96,6 +109,7 @@ def post_and_follow(
     project_name: str,
     deadline_seconds: int,
     address: str,
+    goes_on: Callable[[], bool] = lambda: True,
 ) -> int:
     """Serve the tarballs, post the task, and show what becomes of it.
 
@@ -106,6 +120,7 @@ def post_and_follow(
         project_name: OSS-Fuzz project name.
         deadline_seconds: from now.
         address: of this machine, for the workers.
+        goes_on: asked a few times a second; false ends the wait as Ctrl-C does.
 
     Returns:
         0 if the task is ready; 1 if it ended otherwise; 130 after Ctrl-C.
@@ -123,7 +138,7 @@ def post_and_follow(
         try:
             client.submit(body)
             print(f"task {task_id} posted", flush=True)
-            state = follow(client, task_id, progress)
+            state = follow(client, task_id, progress, goes_on=goes_on)
         except KeyboardInterrupt:
             _leave(client, task_id)
             return INTERRUPTED
@@ -155,8 +170,7 @@ def _body(
 def _leave(client: TaskServerClient, task_id: str) -> None:
     """After Ctrl-C: a task whose sources nobody serves any more cannot be prepared."""
     try:
-        sources = client.task(task_id)["sources"]
-        if all(source["state"] != "waiting" for source in sources):
+        if _has_arrived(client, task_id):
             text = "its sources have arrived, so it goes on"
         else:
             client.cancel(task_id)
@@ -164,6 +178,14 @@ def _leave(client: TaskServerClient, task_id: str) -> None:
     except (ServerUnavailable, RequestRefused) as error:
         text = f"it is recorded and cannot be fetched any more; cancel it later ({error})"
     sys.stderr.write(f"{PROGRAM}: stopped waiting for task {task_id}; {harmless(text)}\n")
+
+
+def _has_arrived(client: TaskServerClient, task_id: str) -> bool:
+    try:
+        sources = client.task(task_id)["sources"]
+    except RequestRefused:  # it may come yet; then its cancel is remembered
+        return False
+    return all(source["state"] != "waiting" for source in sources)
 
 
 def _with_advice(error: Exception, settings: Commands) -> str:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from buttercup_dagster.cli.arguments import fail
@@ -15,6 +16,8 @@ from buttercup_dagster.local.errors import LocalError, ServiceFailed
 from buttercup_dagster.local.home import check_home, claimed
 from buttercup_dagster.local.services import Plan, Stack, laid_out
 from buttercup_dagster.local.supervisor import Supervisor, plain
+from buttercup_dagster.settings import DownloaderSettings
+from buttercup_dagster.sources.layout import inside_git_work_tree
 from task_api.auth import CREDENTIALS
 from task_api.command_line import load_settings
 from task_api.redis_client import safe_redis_url
@@ -39,6 +42,7 @@ def run(settings: Commands, command: Up) -> int:
     lines = Lines()
     try:
         check_home(plan.home)
+        tasks = _tasks_folder(plan)
         with (
             claimed(plan.home),
             laid_out(plan) as stack,
@@ -46,7 +50,13 @@ def run(settings: Commands, command: Up) -> int:
             Supervisor(lines.show, stop) as supervisor,
         ):
             if start(supervisor, stack):
-                lines.show("", banner(stack))
+                lines.show("", banner(stack, tasks))
+                if not stack.sensor_seen():
+                    lines.show(
+                        "",
+                        "warning: no task is worked on: intake_sensor is switched off; switch it "
+                        f"on at {plan.dagster_url}/automation",
+                    )
                 supervisor.watch()
             lines.show("", "stopping everything")
         lines.show("", "stopped")
@@ -73,6 +83,7 @@ def plan_of(settings: Commands, command: Up) -> Plan:
         port=command.port or server.port,
         dagster_port=command.dagster_port,
         log_level=server.log_level,
+        own_key=server.api_key_id is not None,
     )
 
 
@@ -88,19 +99,43 @@ def start(supervisor: Supervisor, stack: Stack) -> bool:
     return supervisor.start(*stack.others)
 
 
-def banner(stack: Stack) -> str:
-    """Where everything is, and what to do next."""
+def _tasks_folder(plan: Plan) -> Path:
+    """Where the runs will put the tasks.
+
+    Raises:
+        LocalError: it lies in a git work tree.
+        SystemExit: status 2, a setting of the downloader is wrong.
+    """
+    settings = load_settings(DownloaderSettings, [])
+    tasks = settings.tasks_dir or plan.home / "tasks"
+    tree = inside_git_work_tree(tasks)
+    if tree is not None:
+        raise LocalError(
+            f"{tasks} lies in the git work tree {tree}, where `git apply` silently does nothing "
+            "with a task; set BUTTERCUP_DOWNLOADER_TASKS_DIR to a folder outside"
+        )
+    return tasks
+
+
+def banner(stack: Stack, tasks: Path) -> str:
+    """Where everything is, and what to do next.
+
+    Args:
+        stack: what runs.
+        tasks: folder of the prepared tasks.
+    """
     plan = stack.plan
+    key = "as configured" if plan.own_key else str(plan.home / CREDENTIALS)
     found = "started here; buttercup-registry finds it" if stack.redis else "as configured"
     return "\n".join(
         [
             "everything is up",
             "",
             f"  API      {plan.api_url}",
-            f"  Key      {plan.home / CREDENTIALS}",
+            f"  Key      {key}",
             f"  Dagster  {plan.dagster_url}",
             f"  Redis    {safe_redis_url(stack.redis_url)} ({found})",
-            f"  Tasks    {plan.home / 'tasks'}",
+            f"  Tasks    {tasks}",
             "",
             "Next, in another terminal:",
             "",
@@ -116,7 +151,9 @@ def banner(stack: Stack) -> str:
 def stopped_by_signals() -> Iterator[Callable[[], bool]]:
     """A question that is answered with true once this process is told to end."""
     stop = threading.Event()
-    former = {number: signal.signal(number, lambda *_: stop.set()) for number in SIGNALS}
+    # `nohup` wants its command to outlive the terminal.
+    ours = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    former = {number: signal.signal(number, lambda *_: stop.set()) for number in ours}
     try:
         yield stop.is_set
     finally:

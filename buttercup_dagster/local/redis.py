@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import socket
@@ -78,7 +79,8 @@ def write_configuration(folder: Path, *, port: int, password: str | None) -> Pat
     path = folder / "redis.conf"
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
-    path.write_text("\n".join(lines) + "\n", "utf-8")
+    # The name of a folder may be no valid text.
+    path.write_bytes(os.fsencode("\n".join(lines) + "\n"))
     return path
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Final
+
+import urllib3
 
 from buttercup_dagster.local.errors import LocalError, ServiceFailed
 from buttercup_dagster.local.redis import (
@@ -24,15 +23,21 @@ from buttercup_dagster.local.redis import (
     redis_binary,
     write_configuration,
 )
-from buttercup_dagster.local.supervisor import Service
+from buttercup_dagster.local.supervisor import PYTHON, Service
 from buttercup_dagster.settings import UP_FILE
 from task_api.redis_client import safe_redis_url
 from task_api.registry import TaskRegistry
 from task_api.task import ButtercupError, RegistryError
 
 ANSWER_SECONDS: Final = 2.0
+
+SENSOR_SECONDS: Final = 30.0
+"""Without a turn of the sensor after this long, a healthy daemon has to do."""
+
 DEFINITIONS: Final = "buttercup_dagster.definitions"
-STORAGE_FILES: Final = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
+
+STORAGE_MADE: Final = ".storage-made"
+"""File beside Dagster's storage, written once that is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class Plan:
         port: TCP port of the task server.
         dagster_port: TCP port of Dagster's pages, on loopback.
         log_level: of the task server.
+        own_key: whether the task server has a key of its own in its settings.
+        environment: more variables for all of them.
     """
 
     home: Path
@@ -54,6 +61,8 @@ class Plan:
     port: int
     dagster_port: int
     log_level: str = "info"
+    own_key: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def api_url(self) -> str:
@@ -96,15 +105,15 @@ class Stack:
         (self._instance / "dagster.yaml").write_bytes(template.read_bytes())
         self._environment = self._make_environment()
         code = sockets / "code.sock"
-        dagster = [sys.executable, "-m", "dagster"]
-        webserver = [sys.executable, "-m", "dagster_webserver"]
-        daemon = [sys.executable, "-m", "dagster._daemon"]
-        began_ms = int(time.time() * 1000)
+        dagster = [*PYTHON, "-m", "dagster"]
+        webserver = [*PYTHON, "-m", "dagster_webserver"]
+        daemon = [*PYTHON, "-m", "dagster._daemon"]
+        self._began_ms = int(time.time() * 1000)
         self.others = [
             Service(
                 "server",
                 [
-                    *[sys.executable, "-m", "task_api.cli"],
+                    *[*PYTHON, "-m", "task_api.cli"],
                     *["--host", plan.host, "--port", str(plan.port)],
                     *["--log_level", plan.log_level, "--no-reload"],
                 ],
@@ -117,6 +126,7 @@ class Stack:
                     *[*dagster, "api", "grpc", "--module-name", DEFINITIONS],
                     *["--socket", str(code), "--location-name", DEFINITIONS],
                     *["--use-python-environment-entry-point", "--log-level", "warning"],
+                    "--empty-working-directory",
                 ],
                 self._environment,
                 lambda: _listens(code),
@@ -125,7 +135,7 @@ class Stack:
                 "daemon",
                 [*daemon, "run", "--grpc-socket", str(code)],
                 self._environment,
-                lambda: self._sensor_seen_since(began_ms),
+                lambda: self.sensor_seen() or self._daemon_works(),
             ),
             Service(
                 "dagster",
@@ -144,11 +154,13 @@ class Stack:
         Raises:
             ServiceFailed: it cannot be made.
         """
-        if all((self._instance / name).exists() for name in STORAGE_FILES):
+        if (self._instance / STORAGE_MADE).exists():
             return
         done = subprocess.run(
-            [sys.executable, "-m", "buttercup_dagster.local.instance"],
+            [*PYTHON, "-m", "buttercup_dagster.local.instance"],
             env=dict(self._environment),
+            # Ctrl-C must not leave it half-made.
+            start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -160,6 +172,7 @@ class Stack:
             raise ServiceFailed(
                 f"the storage of Dagster in {self._instance} cannot be made:\n{done.stdout}"
             )
+        (self._instance / STORAGE_MADE).touch()
 
     def _prepare_redis(self) -> str:
         folder = self.plan.home / "redis"
@@ -174,21 +187,40 @@ class Stack:
 
     def _make_environment(self) -> Mapping[str, str]:
         ours = {
-            "BUTTERCUP_HOME": str(self.plan.home),
             "DAGSTER_HOME": str(self._instance),
             "PYTHONUNBUFFERED": "1",
+            # What they start in turn must not import from the current folder either.
+            "PYTHONSAFEPATH": "1",
             # Advice for who starts Dagster by hand.
             "PYTHONWARNINGS": "ignore",
         }
         # A component's own variable would win over the shared one.
         for prefix in ("BUTTERCUP_", "BUTTERCUP_TASK_SERVER_", "BUTTERCUP_DOWNLOADER_"):
             ours[f"{prefix}REDIS_URL"] = self.redis_url
-        return {**os.environ, **ours}
+            ours[f"{prefix}HOME"] = str(self.plan.home)
+        return {**os.environ, **ours, **self.plan.environment}
 
-    def _sensor_seen_since(self, moment_ms: int) -> bool:
+    def sensor_seen(self) -> bool:
+        """Whether the intake sensor has taken a turn since the start."""
         with suppress(RegistryError), TaskRegistry.from_url(self.redis_url) as registry:
             seen = registry.status().sensor_seen_ms
-            return seen is not None and seen >= moment_ms
+            return seen is not None and seen >= self._began_ms
+        return False
+
+    def _daemon_works(self) -> bool:
+        """Whether Dagster's daemon is fine, and only the sensor is not, as when it is off."""
+        if time.time() * 1000 - self._began_ms < SENSOR_SECONDS * 1000:
+            return False
+        body = {
+            "query": '{ instance { daemonHealth { daemonStatus(daemonType: "SENSOR") '
+            "{ healthy } } } }"
+        }
+        with (
+            suppress(urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError),
+            _http() as http,
+        ):
+            answer = http.request("POST", f"{self.plan.dagster_url}/graphql", json=body).json()
+            return bool(answer["data"]["instance"]["daemonHealth"]["daemonStatus"]["healthy"])
         return False
 
 
@@ -258,11 +290,14 @@ def _pings(url: str) -> bool:
 
 
 def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - ours
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError, ValueError):
-        return False
+    with suppress(urllib3.exceptions.HTTPError), _http() as http:
+        return http.request("GET", url).status == 200
+    return False
+
+
+def _http() -> urllib3.PoolManager:
+    """A client for this machine; it asks no proxy."""
+    return urllib3.PoolManager(retries=False, timeout=ANSWER_SECONDS)
 
 
 def _listens(path: Path) -> bool:

@@ -18,6 +18,9 @@ from typing import IO, Final, Self
 
 from buttercup_dagster.local.errors import ServiceFailed
 
+PYTHON: Final = (sys.executable, "-P")
+"""Python that imports nothing from the folder in which the command was started."""
+
 POLL_SECONDS: Final = 0.1
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
@@ -122,7 +125,7 @@ class Supervisor:
         while not all(one.healthy for one in added):
             if self._stop():
                 return False
-            self._look()
+            self.look()
             time.sleep(POLL_SECONDS)
         return True
 
@@ -133,7 +136,7 @@ class Supervisor:
             ServiceFailed: one of them does not come up again.
         """
         while not self._stop():
-            self._look()
+            self.look()
             time.sleep(POLL_SECONDS)
 
     def processes(self) -> dict[str, int]:
@@ -173,7 +176,7 @@ class Supervisor:
 
     def _launch(self, one: _Running) -> None:
         command = [
-            *[sys.executable, "-m", "buttercup_dagster.local.child", str(os.getpid())],
+            *[*PYTHON, "-m", "buttercup_dagster.local.child", str(os.getpid())],
             *one.service.command,
         ]
         one.process = subprocess.Popen(
@@ -203,7 +206,12 @@ class Supervisor:
                 one.lines.append(plain(text))
                 self._show(one.service.name, text)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Start what is due again, and ask what is not healthy yet; takes no time of its own.
+
+        Raises:
+            ServiceFailed: one of them does not come up.
+        """
         now = time.monotonic()
         for one in self._running:
             process = one.process

@@ -6,12 +6,19 @@ import os
 import re
 import signal
 import subprocess
+import threading
+import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from task_api.auth import read_credentials
+from task_api.client import TaskServerClient
+from tests.e2e.archives import pack
+from tests.e2e.source_server import SourceServer
 from tests.e2e.stack import BIN, ROOT, Child
 from tests.support.redis_server import free_port
 from tests.support.waiting import wait_for
@@ -61,7 +68,15 @@ class Machine:
             for name, value in os.environ.items()
             if not name.startswith(("BUTTERCUP_", "DAGSTER_"))
         }
-        self.env = inherited | {"BUTTERCUP_HOME": str(self.home), "COLUMNS": "80"}
+        self.env = inherited | {
+            "BUTTERCUP_HOME": str(self.home),
+            "COLUMNS": "80",
+            # A proxy for the rest of the world is none for this machine.
+            "http_proxy": "http://127.0.0.1:9",
+        }
+        # `up` may be started in a folder that somebody else has filled.
+        for name in ("redis", "dagster", "uvicorn"):
+            (folder / f"{name}.py").write_text("raise SystemExit('imported from the folder')")
         self.log = folder / "up.log"
         self.child: Child | None = None
 
@@ -117,6 +132,11 @@ class Machine:
             if SERVICES[service] in line and entry.exists() and parent_of(entry) == self.process:
                 return process
         return None
+
+    def left(self) -> list[str]:
+        """What runs with this home folder, after its parent has ended."""
+        entries = Path("/proc").glob("[0-9]*")
+        return [command_line(entry) for entry in entries if belongs_to(entry, self.home)]
 
     def answers(self, url: str) -> bool:
         try:
@@ -227,9 +247,46 @@ def test_ctrl_c_stops_everything(machine: Machine) -> None:
     assert not (machine.home / "up.env").exists()
 
 
+@pytest.mark.slow
+def test_killed_up_leaves_no_process_even_during_a_download(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.up()
+    archive = pack(tmp_path / "repo.tar.gz", {"repo/a": b"a" * 200_000})
+    gate = threading.Event()
+    with SourceServer() as sources:
+        url = sources.url(archive.path, gate=gate)
+        key = read_credentials(machine.home / "credentials")
+        with TaskServerClient(f"http://127.0.0.1:{machine.port}", key.key_id, key.token) as client:
+            client.submit(
+                {
+                    "task_id": str(uuid.uuid4()),
+                    "type": "full",
+                    "project_name": "demo",
+                    "focus": "repo",
+                    "deadline": int((time.time() + 3600) * 1000),
+                    "harnesses_included": False,
+                    "metadata": {},
+                    "source": [{"type": "repo", "url": url, "sha256": archive.sha256}],
+                }
+            )
+        assert sources.waiting.wait(40)
+        ran = machine.processes()
+        assert machine.child is not None
+        machine.child._process.kill()
+        machine.child._process.wait(10)
+        wait_for(
+            lambda: not [process for process in ran if command_line(Path(f"/proc/{process}"))],
+            "nothing is left",
+            seconds=30,
+        )
+        assert machine.processes() == {}
+
+
 def test_demo_shows_a_prepared_task_and_ends(tmp_path: Path) -> None:
     """From nothing, with everything it needs in a home folder of its own."""
     machine = Machine(tmp_path)
+    # The key of another server, such as `buttercup auth new` makes, is in nobody's way.
+    (tmp_path / ".env").write_text(machine.run("buttercup", "auth", "new").stdout)
     said = subprocess.run(
         [str(BIN / "buttercup"), "demo"],
         cwd=tmp_path,
@@ -250,5 +307,27 @@ def test_demo_shows_a_prepared_task_and_ends(tmp_path: Path) -> None:
     assert (folder / "task_meta.json").is_file()
     assert (folder / "src" / "buttercup-orchestrator" / "task_api").is_dir()
     assert not (machine.home / "up.env").exists()
-    left = [entry for entry in Path("/proc").glob("[0-9]*") if belongs_to(entry, machine.home)]
-    assert left == []
+    assert machine.left() == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_demo_and_cancels_its_task(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    process = subprocess.Popen(
+        [str(BIN / "buttercup"), "demo"],
+        cwd=tmp_path,
+        env=machine.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.endswith("posted\n"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped waiting for task" in errors
+    assert machine.left() == []

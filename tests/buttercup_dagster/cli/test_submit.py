@@ -220,8 +220,14 @@ def test_no_key(home: Path, project: Path, capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_input_that_cannot_be_meant(
-    project: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    text: str,
 ) -> None:
+    monkeypatch.setenv("BUTTERCUP_API_KEY_ID", KEY_ID)
+    monkeypatch.setenv("BUTTERCUP_API_TOKEN", TOKEN)
     status, said = error_of(capsys, str(project), "--project_name", PROJECT, *arguments)
     assert status == 2
     assert text in said
