@@ -72,7 +72,11 @@ class Subcommand(BaseModel):
 
 
 class Up(Subcommand):
-    """Run everything on this machine, until Ctrl-C."""
+    """Run everything on this machine, until Ctrl-C.
+
+    --home may stand before or after the command. Exit status: 0 after Ctrl-C; 1 a
+    process does not come up; 2 this machine or a setting has to be changed first.
+    """
 
     port: Port | None = Field(
         default=None,
@@ -93,7 +97,8 @@ class Demo(Subcommand):
 class Submit(Subcommand):
     """Pack a folder or git repository into a task, post it, and wait for its end.
 
-    Exit status: 0 the task is ready; 1 it is not; 2 wrong usage; 130 stopped by Ctrl-C.
+    Exit status: 0 the task is ready; 1 it is not; 2 wrong usage; 130 stopped by
+    Ctrl-C.
     """
 
     path: CliPositionalArg[Path] = Field(description="folder or git repository")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from buttercup_dagster.local.services import Plan, Stack, laid_out
 from buttercup_dagster.local.supervisor import Show, Supervisor, plain
 from buttercup_dagster.packing.errors import PackingError
 from buttercup_dagster.packing.task import PackedTask, pack_task
+from buttercup_dagster.settings import DownloaderSettings
 from buttercup_dagster.tables import HEADINGS, task_rows
 from task_api.auth import (
     CREDENTIALS,
@@ -37,6 +39,7 @@ from task_api.auth import (
     resolve_key,
 )
 from task_api.client import RequestRefused, ServerUnavailable, TaskServerClient
+from task_api.command_line import load_settings
 from task_api.registry import TaskRegistry
 from task_api.settings import TaskServerSettings
 from task_api.task import printable
@@ -62,6 +65,7 @@ def run(settings: Commands, _command: Demo) -> int:
     began = time.monotonic()
     try:
         check_home(settings.home)
+        load_settings(DownloaderSettings, [])
         plan = Plan(
             home=settings.home,
             redis_url=None,
@@ -210,11 +214,14 @@ def _wait_for_run(dagster_url: str, run_id: str, goes_on: Callable[[], bool]) ->
 
 def _how_to_go_on(home: Path) -> str:
     steps = {
-        "buttercup up": "everything, until Ctrl-C; then, elsewhere:",
+        "buttercup up": "everything; then, elsewhere:",
         f"http://127.0.0.1:{DEFAULT_DAGSTER_PORT}": "Dagster, with the run",
         "buttercup-registry list": "what became of each task",
         "buttercup submit PATH --project_name NAME": "a task of your own",
     }
+    activate = Path(sys.prefix) / "bin" / "activate"
+    if shutil.which(PROGRAM) is None and activate.exists():
+        steps = {f". {os.path.relpath(activate)}": "finds the commands", **steps}
     lines = [f"  {step:<43} {what}" for step, what in steps.items()]
     return "\n".join(["", f"The task stays in {home}. To go on:", "", *lines])
 

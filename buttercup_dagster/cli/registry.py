@@ -156,8 +156,8 @@ def _registry(url: str) -> Iterator[TaskRegistry]:
             text = str(error).removeprefix("Redis cannot be used: ").rstrip(".")
             give_up(
                 PROGRAM,
-                f"Redis at {where} cannot be used: {text}; name another with --redis_url or "
-                "BUTTERCUP_REDIS_URL",
+                f"Redis at {where} cannot be used: {text}; start `buttercup up`, or name another "
+                "with --redis_url or BUTTERCUP_REDIS_URL",
             )
         except RegistryError as error:
             give_up(PROGRAM, str(error))

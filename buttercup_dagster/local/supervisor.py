@@ -149,9 +149,9 @@ class Supervisor:
 
     def close(self) -> None:
         """Stop everything, the first started last, and leave no process behind."""
-        # The others finish what they record in the first one, Redis.
-        self._end(self._running[1:])
-        self._end(self._running[:1])
+        # What is started later needs what was started before.
+        for one in reversed(self._running):
+            self._end([one])
         self._running.clear()
 
     def _end(self, these: Sequence[_Running]) -> None:

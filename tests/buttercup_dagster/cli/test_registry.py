@@ -26,7 +26,7 @@ PROGRAM = "buttercup-registry"
 SECRET = "S1gnatureThatNobodyMaySee"
 UNKNOWN = "11111111-2222-4333-8444-555555555555"
 HOSTILE = "\x1b[31mred\x1b]0;title\x07\x9b2J\u202e\r\n\x00end"
-ADVICE = "name another with --redis_url or BUTTERCUP_REDIS_URL"
+ADVICE = "start `buttercup up`, or name another with --redis_url or BUTTERCUP_REDIS_URL"
 
 
 class Said:
