@@ -9,6 +9,7 @@ from buttercup_dagster.sources.fetch import Fetched, FetchLimits, FetchPolicy, f
 from buttercup_dagster.sources.options import DEFAULT_POLICY
 from buttercup_dagster.sources.stop import Stop
 from tests.support.faults import FaultServer
+from tests.support.sandbox import Sandbox
 
 QUICK = FetchLimits(
     connect_seconds=5,
@@ -51,3 +52,9 @@ def download(tmp_path: Path) -> Callable[..., Fetched]:
         return fetched
 
     return run
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    """Unpacks archives, and notices everything that they do outside of their folder."""
+    return Sandbox(tmp_path)
