@@ -110,6 +110,17 @@ def test_empty_names(sandbox: Sandbox, entry: bytes) -> None:
     assert sandbox.refusal(packed(entry)).code == "empty_name"
 
 
+@pytest.mark.parametrize("name", [b"a/.", b"a/./.", b"a/./", b"./a/."])
+@case("A7-file-that-ends-in-a-dot")
+def test_only_a_folder_ends_in_a_dot(sandbox: Sandbox, case: str, name: bytes) -> None:
+    """Nothing but a folder can be opened under such a name; GNU tar makes a folder and fails."""
+    kinds = [b"2", b"1"] if name.endswith(b"/") else [b"0", b"2", b"1"]
+    for kind in kinds:
+        entry = header(name, kind=kind, link=b"f" if kind != b"0" else b"")
+        assert sandbox.refusal(packed(file(b"f"), entry)).code == "bad_name"
+    assert sandbox.unpack(packed(folder(name))).directories == 1
+
+
 @case("A7")
 def test_attributes_of_the_root_are_ignored(sandbox: Sandbox, case: str) -> None:
     manifest = sandbox.unpack(

@@ -12,19 +12,13 @@ from pathlib import Path
 import pytest
 
 from buttercup_dagster.sources.archive import unpack
+from tests.support.gnu_tar import needs_gnu_tar, unpack_with_gnu_tar
 from tests.support.trees import difference
 
 VARIABLE = "TEST_SOURCES"
 SLOW_BYTES = 100_000_000
 
-pytestmark = pytest.mark.skipif(shutil.which("tar") is None, reason="needs GNU tar")
-
-
-def unpack_with_tar(archive: Path, place: Path) -> None:
-    place.mkdir()
-    subprocess.run(
-        ["tar", "-C", place, "--no-same-owner", "-xpf", archive], check=True, capture_output=True
-    )
+pytestmark = needs_gnu_tar
 
 
 def rich_tree(root: Path) -> None:
@@ -84,7 +78,7 @@ def test_archives_of_every_writer(tmp_path: Path, form: str, suffix: str) -> Non
             ["tar", f"--format={form}", "-C", source, "--auto-compress", "-cf", archive, "."],
             check=True,
         )
-    unpack_with_tar(archive, tmp_path / "theirs")
+    assert unpack_with_gnu_tar(archive, tmp_path / "theirs") == 0
     manifest = unpack(archive, tmp_path / "ours")
     assert difference(tmp_path / "ours", tmp_path / "theirs") == []
     assert manifest.dropped_links == ()
@@ -117,7 +111,7 @@ def real_sources() -> list[object]:
 @pytest.mark.parametrize("archive", real_sources())
 def test_real_sources(tmp_path: Path, archive: Path) -> None:
     """Names, types, bytes, modes, times in seconds, link texts, and which names are one file."""
-    unpack_with_tar(archive, tmp_path / "theirs")
+    assert unpack_with_gnu_tar(archive, tmp_path / "theirs") == 0
     manifest = unpack(archive, tmp_path / "ours")
     try:
         differing = set(difference(tmp_path / "ours", tmp_path / "theirs"))
