@@ -3,7 +3,7 @@
     python tests/fuzz/fuzz_archive.py -max_total_time=60
 
 Reads whatever bytes the fuzzer thinks of as an archive (plain or gzipped), and judges every name
-and link of it. Anything but a manifest of sound names or an `ArchiveError` is a failure: the
+and link of it. Anything but a manifest of sound names or an `Refusal` is a failure: the
 process ends with another status than 0, and the bytes are kept as `crash-…` in the folder of
 `-artifact_prefix=`. Options are those of libFuzzer. Needs the extra `fuzz` (Atheris).
 """
@@ -21,8 +21,9 @@ atheris = importlib.import_module("atheris")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 with atheris.instrument_imports(include=["buttercup_dagster.sources"]):
-    from buttercup_dagster.sources.picture import Picture, clean_name
-    from buttercup_dagster.sources.tar import ArchiveError, BlockStream, Kind, TarReader
+    from buttercup_dagster.sources.unpacking.picture import Picture
+    from buttercup_dagster.sources.unpacking.refusal import Refusal
+    from buttercup_dagster.sources.unpacking.tar import FILE, HARDLINK, SYMLINK, TarReader
 
 BLOCK = 512
 MOST_BYTES = 16 * 1024
@@ -30,26 +31,28 @@ MOST_BYTES = 16 * 1024
 
 def read(data: bytes) -> None:
     """Everything that is done with an archive but the writing."""
-    reader = TarReader(BlockStream(data[at : at + 700] for at in range(0, len(data), 700)))
+    reader = TarReader(data[at : at + 700] for at in range(0, len(data), 700))
+    refuse = reader.refusal
     picture = Picture()
-    links: list[tuple[bytes, Kind]] = []
+    links: list[tuple[bytes, str]] = []
     for member in reader.members():
-        path = clean_name(member.name, reader.error)
+        if member.kind is FILE:
+            path, folders = picture.add_file(member.name, refuse)
+        else:
+            path, folders = picture.add(member, refuse)
         assert not path.startswith(b"/")
         assert b".." not in path.split(b"/")
-        for folder in picture.add(path, member, reader.error):
+        for folder in folders:
             assert path == folder or path.startswith(folder + b"/")
-        if member.kind in {Kind.SYMLINK, Kind.HARDLINK} and member.link:
+        if member.kind in {SYMLINK, HARDLINK}:
             links.append((path, member.kind))
-        left = member.size
-        for piece in reader.data(member):
-            left -= len(piece)
-        assert left == 0
+        elif reader.place(member.size) is None:
+            assert sum(length for _, length in reader.spans(member.size)) == member.size
     for path, kind in links:
-        if kind is Kind.HARDLINK:
-            assert picture.hardlink_target(path, reader.error)
+        if kind is HARDLINK:
+            assert picture.hardlink_target(path, refuse)
         else:
-            picture.leads_out(path, reader.error)
+            picture.leads_out(path, refuse)
 
 
 def with_right_checksums(data: bytes) -> bytes:
@@ -70,10 +73,10 @@ def with_right_checksums(data: bytes) -> bytes:
 def test_one_input(data: bytes) -> None:
     """One archive, as it is and with right checksums."""
     for archive in (data, with_right_checksums(data)):
-        refusal: ArchiveError | None = None
+        refusal: Refusal | None = None
         try:
             read(archive)
-        except ArchiveError as error:
+        except Refusal as error:
             refusal = error
         assert refusal is None or (refusal.code and str(refusal).isprintable())
 

@@ -35,7 +35,7 @@ class Sandbox:
         root: the folder; names such as `../out/sentinel` lead from the tree to what lies beside it.
         tree: where archives are unpacked.
         archive: the archive as a file, outside of `root`.
-        usage: what the child process of the last unpacking took.
+        usage: what the child process of the last unpacking took; empty if it was killed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,8 +95,8 @@ class Sandbox:
                     before.st_mtime_ns,
                     before.st_nlink,
                 )
-                assert len(self.usage) == 1
-                assert 0 < self.usage[0].peak_bytes <= most_bytes
+                assert all(0 < one.peak_bytes <= most_bytes for one in self.usage)
+        assert len(self.usage) == 1
         assert manifest.differences(self.tree) == []
         return manifest
 
@@ -109,6 +109,7 @@ class Sandbox:
         error = caught.value
         assert isinstance(error, ArchiveError), error
         assert not error.retryable
+        assert len(self.usage) == (error.code != "took_too_long")
         assert str(error).isprintable()
         assert error.name.isprintable()
         return error

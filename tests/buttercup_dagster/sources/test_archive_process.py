@@ -68,7 +68,6 @@ def test_child_is_confined(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) ->
         assert limits["Max address space"][0] != "unlimited"
         assert limits["Max file size"][0] != "unlimited"
         assert b"BUTTERCUP_SECRET" not in (place / "environ").read_bytes()
-        assert child in child_processes()
 
     while_it_runs(sandbox, look)
 
