@@ -24,6 +24,7 @@ from buttercup_dagster.sources.errors import (
     SpecError,
     Stalled,
     Stopped,
+    StorageError,
     TooLarge,
 )
 from buttercup_dagster.sources.fetch import Fetched, FetchPolicy, Progress, clean_parts, fetch
@@ -362,6 +363,18 @@ def test_stop_ends_the_reading_of_an_earlier_part(server: FaultServer, folder: F
     assert seen == [2**20]
     assert folder.part.read_bytes() == data
     assert folder.fetch(url, sha256=digest(data)).attempts == 0
+
+
+def test_part_that_somebody_else_wrote_to_is_not_taken(server: FaultServer, folder: Folder) -> None:
+    def on_progress(progress: Progress) -> None:
+        if progress.bytes == len(DATA):
+            with folder.part.open("ab") as file:
+                file.write(b"more")
+
+    with pytest.raises(StorageError, match="300000 bytes of the archive were written and"):
+        folder.fetch(server.on("/a", serve(DATA)), on_progress=on_progress)
+    assert not folder.archive.exists()
+    assert folder.names == []
 
 
 def test_local_file_replaces_an_earlier_part(folder: Folder, tmp_path: Path) -> None:
