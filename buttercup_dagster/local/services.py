@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import urllib3
 
@@ -216,17 +216,9 @@ class Stack:
         """Whether Dagster's daemon is fine, and only the sensor is not, as when it is off."""
         if time.time() * 1000 - self._began_ms < SENSOR_SECONDS * 1000:
             return False
-        body = {
-            "query": '{ instance { daemonHealth { daemonStatus(daemonType: "SENSOR") '
-            "{ healthy } } } }"
-        }
-        with (
-            suppress(urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError),
-            _http() as http,
-        ):
-            answer = http.request("POST", f"{self.plan.dagster_url}/graphql", json=body).json()
-            return bool(answer["data"]["instance"]["daemonHealth"]["daemonStatus"]["healthy"])
-        return False
+        query = '{ instance { daemonHealth { daemonStatus(daemonType: "SENSOR") { healthy } } } }'
+        path = ("instance", "daemonHealth", "daemonStatus", "healthy")
+        return bool(ask_dagster(self.plan.dagster_url, query, *path))
 
 
 @contextmanager
@@ -298,6 +290,27 @@ def _answers(url: str) -> bool:
     with suppress(urllib3.exceptions.HTTPError), _http() as http:
         return http.request("GET", url).status == 200
     return False
+
+
+def ask_dagster(url: str, query: str, *path: str, **variables: str) -> Any:
+    """One value from Dagster's pages, by GraphQL.
+
+    Args:
+        url: of the pages.
+        query: GraphQL.
+        path: names that lead to the value in the answer.
+        variables: of the query.
+
+    Returns:
+        The value, or None if there is none or Dagster does not answer.
+    """
+    body = {"query": query, "variables": variables}
+    with suppress(urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError), _http() as http:
+        found: Any = http.request("POST", f"{url}/graphql", json=body).json()["data"]
+        for name in path:
+            found = found[name]
+        return found
+    return None
 
 
 def _http() -> urllib3.PoolManager:

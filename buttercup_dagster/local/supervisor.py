@@ -151,23 +151,19 @@ class Supervisor:
         """Stop everything, the first started last, and leave no process behind."""
         # What is started later needs what was started before.
         for one in reversed(self._running):
-            self._end([one])
+            self._end(one)
         self._running.clear()
 
-    def _end(self, these: Sequence[_Running]) -> None:
-        for one in these:
-            self._signal(one, signal.SIGTERM)
-        end = time.monotonic() + STOP_SECONDS
-        for one in these:
-            if one.process is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    one.process.wait(max(0.0, end - time.monotonic()))
+    def _end(self, one: _Running) -> None:
+        self._signal(one, signal.SIGTERM)
+        if one.process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                one.process.wait(STOP_SECONDS)
             # Whatever it left in its group, and itself if it did not end.
             self._signal(one, signal.SIGKILL)
-            if one.process is not None:
-                one.process.wait()
-            if one.reader is not None:
-                one.reader.join(2)
+            one.process.wait()
+        if one.reader is not None:
+            one.reader.join(2)
 
     def _signal(self, one: _Running, number: signal.Signals) -> None:
         if one.process is not None:

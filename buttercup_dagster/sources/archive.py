@@ -22,7 +22,15 @@ from typing import Final
 from buttercup_dagster.sources.disk import remove_tree
 from buttercup_dagster.sources.errors import LayoutError, storage_error, storing
 from buttercup_dagster.sources.gunzip import unpacked_blocks
-from buttercup_dagster.sources.manifest import DIRECTORY, FILE, SYMLINK, Entry, Manifest
+from buttercup_dagster.sources.manifest import (
+    DIRECTORY,
+    FILE,
+    SYMLINK,
+    Entry,
+    Manifest,
+    Section,
+    Totals,
+)
 from buttercup_dagster.sources.options import GIBIBYTE, MEBIBYTE
 from buttercup_dagster.sources.picture import Picture, Refusal, clean_name
 from buttercup_dagster.sources.stop import Stop
@@ -182,10 +190,10 @@ class _Unpacking:
         for path, member in kept:
             self._make_symlink(path, member)
         self._finish_folders()
-        return Manifest(
-            {os.fsdecode(path): entry for path, entry in self._entries.items()},
-            tuple(map(os.fsdecode, self._dropped)),
-        )
+        held = Manifest.of({os.fsdecode(path): entry for path, entry in self._entries.items()})
+        rows = b"".join(b"x\t\t\t\t%b\t\n" % path for path in self._dropped)
+        left_out = Manifest((Section("", rows),), Totals(dropped=len(self._dropped)))
+        return Manifest.joined([held, left_out])
 
     def _add(self, member: Member) -> None:
         self._stop.check()

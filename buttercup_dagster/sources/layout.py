@@ -86,14 +86,13 @@ def place(
 
 def _stands_as_it_is(source_type: SourceType, manifest: Manifest, first_of_focus: str) -> bool:
     names = manifest.top_level
-    if len(names) == 1 and manifest.entries[names[0]].type == DIRECTORY:
+    if len(names) == 1 and manifest.has_directory(names[0]):
         return True
-    first = manifest.entries.get(first_of_focus)
-    return source_type is SourceType.REPO and first is not None and first.type == DIRECTORY
+    return source_type is SourceType.REPO and manifest.has_directory(first_of_focus)
 
 
 def _with(folders: dict[str, Entry], manifest: Manifest) -> Manifest:
-    return Manifest({**folders, **manifest.entries}, manifest.dropped_links)
+    return Manifest.joined([Manifest.of(folders), manifest])
 
 
 def write_meta(task: Task, task_folder: Path) -> Manifest:
@@ -117,7 +116,7 @@ def write_meta(task: Task, task_folder: Path) -> Manifest:
     with storing("cannot write the file", path):
         path.write_bytes(content)
         path.chmod(_FILE_MODE)
-    return Manifest({META_NAME: Entry(FILE, len(content), None, _FILE_MODE)})
+    return Manifest.of({META_NAME: Entry(FILE, len(content), None, _FILE_MODE)})
 
 
 def inside_git_work_tree(path: Path) -> Path | None:

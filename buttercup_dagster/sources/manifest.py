@@ -1,14 +1,34 @@
-"""What a tree holds, written down outside of it, so that a change can be noticed."""
+"""What a tree holds, written down outside of it, so that a change can be noticed.
+
+A manifest is kept as text, in memory as on disk: one row for each name, of tab-separated fields.
+A tree of a hundred thousand files is then some megabytes and costs no parsing where only its
+totals matter. No name holds a control character, so none needs to be escaped.
+
+Rows, whose first field says what they are:
+
+    f mode size mtime path              a file
+    d mode "" "" path                   a directory, before everything that lies in it
+    h mode size mtime path other        a further name of the file `other`
+    l "" "" mtime path text             a symbolic link
+    t "" "" mtime path                  the time of a directory
+    x "" "" "" path text                a symbolic link that was left out: it leads out of the tree
+
+Modes are octal, sizes bytes, times whole seconds; an empty time was set by nobody.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import stat
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from buttercup_dagster.sources.disk import write_atomically
 from buttercup_dagster.sources.errors import StorageError, storing
@@ -16,11 +36,18 @@ from task_api.task import printable
 
 NAMES_SHOWN: Final = 200
 MOST_DIFFERENCES: Final = 100
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+_MOST_HEADER_BYTES: Final = 1024 * 1024
 
 FILE: Final = "f"
 DIRECTORY: Final = "d"
 SYMLINK: Final = "l"
+
+_Pattern = re.Pattern[bytes]
+
+_TOP_LEVEL: Final = re.compile(rb"^[fdhl](?:\t[^\t\n]*){3}\t([^/\t\n]+)(?=[\t\n])", re.MULTILINE)
+_PATHS: Final = re.compile(rb"^[fdhl](?:\t[^\t\n]*){3}\t([^\t\n]+)", re.MULTILINE)
+_LEFT_OUT: Final = re.compile(rb"^x(?:\t[^\t\n]*){3}\t([^\t\n]+)", re.MULTILINE)
 
 
 class Entry(NamedTuple):
@@ -44,6 +71,49 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Totals:
+    """How much a tree holds.
+
+    Attributes:
+        files: regular files, each counted once however many names it has.
+        directories: the root of the tree not counted.
+        symlinks: symbolic links in the tree.
+        hardlinks: further names of files.
+        bytes: of all files together.
+        dropped: symbolic links that were left out, since they lead out of the tree.
+    """
+
+    files: int = 0
+    directories: int = 0
+    symlinks: int = 0
+    hardlinks: int = 0
+    bytes: int = 0
+    dropped: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        """Both together."""
+        return Totals(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))
+
+
+def _values(totals: Totals) -> tuple[int, ...]:
+    return tuple(asdict(totals).values())
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """The rows of one tree.
+
+    Attributes:
+        folder: where its paths begin, relative to the root that the manifest describes; empty for
+            that root itself.
+        rows: as described above, each ended by a newline.
+    """
+
+    folder: str
+    rows: bytes
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of a tree.
 
@@ -51,88 +121,171 @@ class Manifest:
     as `os.fsdecode` makes them.
 
     Attributes:
-        entries: by path, in the order of the archive.
-        dropped_links: paths of symbolic links that were left out because they lead out of the
-            tree.
+        sections: its rows.
+        totals: what they add up to.
     """
 
-    entries: Mapping[str, Entry]
-    dropped_links: tuple[str, ...] = ()
-    _counts: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+    sections: tuple[Section, ...]
+    totals: Totals = field(default_factory=Totals)
+
+    @classmethod
+    def of(cls, entries: Mapping[str, Entry]) -> Self:
+        """The manifest of these entries: parents before what lies in them, links last."""
+        rows: list[str] = []
+        times: list[str] = []
+        totals = Totals()
+        for path, entry in entries.items():
+            mtime = "" if entry.mtime is None else str(entry.mtime)
+            if entry.type == DIRECTORY:
+                rows.append(f"d\t{entry.mode:o}\t\t\t{path}\n")
+                totals += Totals(directories=1)
+                if mtime:
+                    times.append(f"t\t\t\t{mtime}\t{path}\n")
+            elif entry.type == SYMLINK:
+                rows.append(f"l\t\t\t{mtime}\t{path}\t{entry.link}\n")
+                totals += Totals(symlinks=1)
+            elif entry.same_as:
+                what = f"h\t{entry.mode:o}\t{entry.size}\t{mtime}\t{path}\t{entry.same_as}\n"
+                rows.append(what)
+                totals += Totals(hardlinks=1)
+            else:
+                rows.append(f"f\t{entry.mode:o}\t{entry.size}\t{mtime}\t{path}\n")
+                totals += Totals(files=1, bytes=entry.size)
+        return cls((Section("", os.fsencode("".join(rows + times))),), totals)
+
+    @cached_property
+    def entries(self) -> Mapping[str, Entry]:
+        """Every name by its path; directories come before what lies in them, links last."""
+        found: dict[str, Entry] = {}
+        for section in self.sections:
+            prefix = f"{section.folder}/" if section.folder else ""
+            for line in section.rows.splitlines():
+                kind, mode, size, time, name, *other = os.fsdecode(line).split("\t")
+                path = prefix + name
+                mtime = int(time) if time else None
+                if kind == "t":
+                    found[path] = found[path]._replace(mtime=mtime)
+                elif kind == "h":
+                    same_as = prefix + other[0]
+                    found[path] = Entry(FILE, int(size), mtime, int(mode, 8), same_as=same_as)
+                elif kind == SYMLINK:
+                    found[path] = Entry(SYMLINK, mtime=mtime, link=other[0])
+                elif kind != "x":
+                    found[path] = Entry(kind, int(size or 0), mtime, int(mode, 8))
+        return found
+
+    @property
+    def dropped_links(self) -> tuple[str, ...]:
+        """Paths of symbolic links that were left out because they lead out of the tree."""
+        return tuple(self._found(_LEFT_OUT)) if self.totals.dropped else ()
 
     @property
     def files(self) -> int:
         """Regular files, each counted once however many names it has."""
-        return self._count(FILE) - self.hardlinks
+        return self.totals.files
 
     @property
     def directories(self) -> int:
         """Directories, the root of the tree not counted."""
-        return self._count(DIRECTORY)
+        return self.totals.directories
 
     @property
     def symlinks(self) -> int:
         """Symbolic links in the tree."""
-        return self._count(SYMLINK)
+        return self.totals.symlinks
 
     @property
     def hardlinks(self) -> int:
         """Further names of files."""
-        return self._count("h")
+        return self.totals.hardlinks
 
     @property
     def bytes(self) -> int:
         """Bytes of all files together."""
-        return self._count("bytes")
+        return self.totals.bytes
 
     @property
     def top_level(self) -> tuple[str, ...]:
         """Names directly below the root of the tree."""
-        return tuple(path for path in self.entries if "/" not in path)
+        tops: dict[str, None] = {}
+        for section in self.sections:
+            if section.folder:
+                tops[section.folder.partition("/")[0]] = None
+            else:
+                found = _TOP_LEVEL.findall(section.rows)
+                tops.update(dict.fromkeys(map(os.fsdecode, found)))
+        return tuple(tops)
+
+    def has_directory(self, path: str) -> bool:
+        """Whether a directory of this path is in the tree."""
+        for section in self.sections:
+            inside = path
+            if section.folder:
+                if not path.startswith(f"{section.folder}/"):
+                    continue
+                inside = path.removeprefix(f"{section.folder}/")
+            row = re.compile(
+                rb"^d(?:\t[^\t\n]*){3}\t%b\n" % re.escape(os.fsencode(inside)), re.MULTILINE
+            )
+            if row.search(section.rows):
+                return True
+        return False
 
     def first_names(self, most: int = NAMES_SHOWN) -> tuple[str, ...]:
         """The first paths, escaped for showing."""
         shown: list[str] = []
-        for path in self.entries:
+        for path in self._found(_PATHS):
             if len(shown) == most:
                 break
             shown.append(printable(path, limit=300))
         return tuple(shown)
 
+    def colliding_names(self) -> list[list[str]]:
+        """Groups of paths that a file system would take for one that ignores case and Unicode form.
+
+        Such a tree is whole here, and cannot be copied to such a file system.
+        """
+        groups: dict[str, list[str]] = {}
+        for path in self._found(_PATHS):
+            folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+            groups.setdefault(folded, []).append(path)
+        return [group for group in groups.values() if len(group) > 1]
+
     def below(self, folder: str) -> Manifest:
         """The manifest of the same tree, seen from above the folder that it was moved into."""
         return Manifest(
-            {
-                f"{folder}/{path}": entry._replace(
-                    same_as=f"{folder}/{entry.same_as}" if entry.same_as else ""
-                )
-                for path, entry in self.entries.items()
-            },
-            tuple(f"{folder}/{path}" for path in self.dropped_links),
+            tuple(
+                Section(f"{folder}/{one.folder}" if one.folder else folder, one.rows)
+                for one in self.sections
+            ),
+            self.totals,
         )
 
     @classmethod
     def joined(cls, manifests: Iterable[Manifest]) -> Manifest:
         """One manifest of trees that lie in one folder."""
-        entries: dict[str, Entry] = {}
-        dropped: list[str] = []
+        sections: list[Section] = []
+        totals = Totals()
         for manifest in manifests:
-            entries.update(manifest.entries)
-            dropped += manifest.dropped_links
-        return cls(entries, tuple(dropped))
+            sections += manifest.sections
+            totals += manifest.totals
+        return cls(tuple(sections), totals)
 
     def save(self, path: Path) -> None:
-        """Write the manifest as compact JSON, whole or not at all.
+        """Write the manifest, whole or not at all: a line of JSON, then the rows.
 
         Raises:
             StorageError: it cannot be written.
         """
-        content = {
+        body = b"".join(section.rows for section in self.sections)
+        header = {
             "format": _FORMAT,
-            "entries": {path: list(entry) for path, entry in self.entries.items()},
-            "dropped_links": list(self.dropped_links),
+            "sections": [[section.folder, len(section.rows)] for section in self.sections],
+            "totals": asdict(self.totals),
+            "sha256": hashlib.sha256(body).hexdigest(),
         }
-        write_atomically(path, json.dumps(content, separators=(",", ":")).encode("ascii"))
+        line = json.dumps(header, separators=(",", ":")).encode("ascii")
+        write_atomically(path, line + b"\n" + body)
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -144,11 +297,18 @@ class Manifest:
         """
         try:
             with path.open("rb") as file:
-                content = json.load(file)
-            if content["format"] != _FORMAT:
+                header = json.loads(file.readline(_MOST_HEADER_BYTES))
+                body = file.read()
+            if header["format"] != _FORMAT or header["sha256"] != hashlib.sha256(body).hexdigest():
                 raise ValueError  # noqa: TRY301
-            entries = {name: Entry(*values) for name, values in content["entries"].items()}
-            return cls(entries, tuple(content["dropped_links"]))
+            sections: list[Section] = []
+            at = 0
+            for folder, size in header["sections"]:
+                sections.append(Section(folder, body[at : at + size]))
+                at += size
+            if at != len(body):
+                raise ValueError  # noqa: TRY301
+            return cls(tuple(sections), Totals(**header["totals"]))
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -200,17 +360,12 @@ class Manifest:
                 break
         return found
 
-    def _count(self, what: str) -> int:
-        if not self._counts:
-            counts = dict.fromkeys((FILE, DIRECTORY, SYMLINK, "h", "bytes"), 0)
-            for entry in self.entries.values():
-                counts[entry.type] += 1
-                if entry.same_as:
-                    counts["h"] += 1
-                else:
-                    counts["bytes"] += entry.size
-            self._counts.update(counts)
-        return self._counts[what]
+    def _found(self, pattern: _Pattern) -> Iterator[str]:
+        """The paths of the rows that a pattern finds."""
+        for section in self.sections:
+            prefix = f"{section.folder}/" if section.folder else ""
+            for found in pattern.finditer(section.rows):
+                yield prefix + os.fsdecode(found[1])
 
 
 def _shown(path: str) -> str:

@@ -415,7 +415,7 @@ def _summary(done: _Unpacked, placed: Placed, path: Path) -> PreparedSource:
         unpack_seconds=done.seconds,
         path=path / placed.folder,
         names=placed.manifest.first_names(),
-        dropped_links=len(done.manifest.dropped_links),
+        dropped_links=done.manifest.totals.dropped,
     )
 
 

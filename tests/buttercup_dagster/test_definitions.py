@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from dagster._core.run_coordinator import QueuedRunCoordinator
 
 from buttercup_dagster.definitions import defs
 from tests.buttercup_dagster.conftest import Bench
+from tests.support.environment import without_settings
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -22,15 +22,10 @@ ASSETS = ("repo", "fuzz_tooling", "diff", "prepared_task")
 
 def test_definitions_validate(tmp_path: Path) -> None:
     """As `dagster definitions validate -w workspace.yaml`, from an empty folder."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("BUTTERCUP_", "DAGSTER_"))
-    }
     done = subprocess.run(
         [BIN / "dagster", "definitions", "validate", "-w", ROOT / "workspace.yaml"],
         cwd=tmp_path,
-        env=environment,
+        env=without_settings(),
         capture_output=True,
         text=True,
         timeout=100,

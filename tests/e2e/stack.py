@@ -25,6 +25,7 @@ from dagster._core.instance import InstanceRef
 from task_api.registry import TaskRegistry
 from task_api.task import TaskState, UnknownTask
 from tests.e2e.source_server import SourceServer
+from tests.support.environment import without_settings
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import wait_for
 
@@ -96,11 +97,7 @@ class Stack:
         self.children: dict[str, Child] = {}
         self.sources = SourceServer()
         hasher = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("BUTTERCUP_", "DAGSTER_"))
-        }
+        inherited = without_settings()
         self.env = inherited | {
             "PATH": f"{BIN}{os.pathsep}{inherited.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",

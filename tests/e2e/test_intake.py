@@ -67,6 +67,16 @@ class Material:
             **changes,
         }
 
+    def held_download(self) -> tuple[str, Archive, threading.Event]:
+        """Post a task whose repo arrives by half, until the event is set; id, repo and event."""
+        gate = threading.Event()
+        self.stack.sources.waiting.clear()
+        archive = self.unique_repo()
+        task = self.task(self.source("repo", archive, gate=gate))
+        assert self.stack.post(task)[0] == 202
+        assert self.stack.sources.waiting.wait(40)
+        return task["task_id"], archive, gate
+
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory, stack: Stack) -> Material:
@@ -170,13 +180,7 @@ def test_task_cancelled_before_it_comes(stack: Stack, material: Material) -> Non
 
 
 def test_cancel_stops_a_running_download(stack: Stack, material: Material) -> None:
-    gate = threading.Event()
-    stack.sources.waiting.clear()
-    archive = material.unique_repo()
-    task = material.task(material.source("repo", archive, gate=gate))
-    task_id = task["task_id"]
-    stack.post(task)
-    assert stack.sources.waiting.wait(40)
+    task_id, archive, gate = material.held_download()
     assert stack.state(task_id) is TaskState.DOWNLOADING
     assert stack.http("DELETE", f"/v1/task/{task_id}/")[0] == 200
     run = stack.wait_run(task_id, Success)
@@ -246,13 +250,7 @@ def test_busy_source_server_costs_only_time(stack: Stack, material: Material) ->
 
 
 def test_terminate_in_dagster_stops_the_task(stack: Stack, material: Material) -> None:
-    gate = threading.Event()
-    stack.sources.waiting.clear()
-    archive = material.unique_repo()
-    task = material.task(material.source("repo", archive, gate=gate))
-    task_id = task["task_id"]
-    stack.post(task)
-    assert stack.sources.waiting.wait(40)
+    task_id, _, gate = material.held_download()
     stack.terminate_run(stack.runs(task_id)[0].run_id)
     stack.wait_run(task_id, Canceled)
     gate.set()
@@ -309,13 +307,7 @@ def test_server_restart_loses_nothing(stack: Stack, material: Material) -> None:
 
 
 def test_redis_restart_during_a_download(stack: Stack, material: Material) -> None:
-    gate = threading.Event()
-    stack.sources.waiting.clear()
-    archive = material.unique_repo()
-    task = material.task(material.source("repo", archive, gate=gate))
-    task_id = task["task_id"]
-    assert stack.post(task)[0] == 202
-    assert stack.sources.waiting.wait(40)
+    task_id, archive, gate = material.held_download()
     stack.redis.kill()
     assert stack.http("GET", "/healthz")[0] == 200
     assert stack.post(material.task())[0] == 503

@@ -20,6 +20,7 @@ from task_api.client import TaskServerClient
 from tests.e2e.archives import pack
 from tests.e2e.source_server import SourceServer
 from tests.e2e.stack import BIN, ROOT, Child
+from tests.support.environment import without_settings
 from tests.support.redis_server import free_port
 from tests.support.waiting import wait_for
 
@@ -63,12 +64,7 @@ class Machine:
         self.folder = folder
         self.home = folder / "home"
         self.port, self.dagster_port = free_port(), free_port()
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("BUTTERCUP_", "DAGSTER_"))
-        }
-        self.env = inherited | {
+        self.env = without_settings() | {
             "BUTTERCUP_HOME": str(self.home),
             "COLUMNS": "80",
             # A proxy for the rest of the world is none for this machine.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import BIN, ROOT
+from tests.support.environment import without_settings
 
 pytestmark = [
     pytest.mark.e2e,
@@ -22,11 +22,8 @@ COMMANDS = ("buttercup", "buttercup-task-server", "buttercup-downloader", "butte
 
 
 def test_wheel_runs_every_command_and_the_demo(tmp_path: Path) -> None:
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("BUTTERCUP_", "DAGSTER_", "VIRTUAL_ENV"))
-    } | {"HOME": str(tmp_path), "COLUMNS": "80"}
+    environment = without_settings() | {"HOME": str(tmp_path), "COLUMNS": "80"}
+    environment.pop("VIRTUAL_ENV", None)
 
     def run(*command: str | Path) -> str:
         done = subprocess.run(

