@@ -110,7 +110,7 @@ def _measure(options: argparse.Namespace) -> int:
     failures: list[str] = []
     with ExitStack() as stack:
         memory, disk = (
-            stack.enter_context(Ground.below(parent / name))
+            stack.enter_context(Ground.below(parent / name, patient=not options.quick, note=_note))
             for parent, name in (
                 (options.memory, f"buttercup-bench-{os.getuid()}"),
                 (options.disk, "bench"),
@@ -128,6 +128,8 @@ def _measure(options: argparse.Namespace) -> int:
                 results += measure(bench)
             except (Failed, SourceError) as error:
                 failures.append(f"row {number} failed: {error}")
+            memory.clear()
+            disk.clear()
     print(report.table(results, judged=not options.quick))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(

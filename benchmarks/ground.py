@@ -6,11 +6,12 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,15 @@ from buttercup_dagster.sources.disk import (
 )
 
 MEBIBYTE: Final = 1024 * 1024
+EXT4: Final = frozenset({"ext2", "ext3", "ext4"})
+"""File systems of one driver, which does not take an inode again within a minute of its removal.
+
+To find another one it looks at each of those first, for every new file: right after the removal of
+a large tree, making the next one takes many times as long, whoever makes it.
+"""
+
+REST_SECONDS: Final = 61.0
+"""How long to wait after a removal there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +61,26 @@ class Census:
         return cls(files, folders)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ground:
     """A private folder on one disk, removed at the end.
 
     Attributes:
         folder: on that disk.
+        patient: whether to wait where a removal would tell on what is measured next.
+        note: called with what happens, for people who wait.
     """
 
     folder: Path
+    patient: bool
+    note: Callable[[str], None]
+    _number: int = 0
+    _kept: list[Path] = field(default_factory=list)
+    _rest_until: float = 0.0
 
     @classmethod
     @contextmanager
-    def below(cls, parent: Path) -> Iterator[Ground]:
+    def below(cls, parent: Path, *, patient: bool, note: Callable[[str], None]) -> Iterator[Ground]:
         """Make one.
 
         What an earlier call left behind that was killed is removed as well.
@@ -71,6 +88,8 @@ class Ground:
         Args:
             parent: on the disk to measure; made if it is not there, and removed if it is left
                 empty.
+            patient: whether to wait where a removal would tell on what is measured next.
+            note: called with what happens, for people who wait.
 
         Raises:
             StorageError: the folder cannot be made or removed.
@@ -79,7 +98,7 @@ class Ground:
         try:
             clean_private_folders(parent)
             with private_folder(parent, "run") as folder:
-                yield cls(folder)
+                yield cls(folder, patient, note)
         finally:
             with contextlib.suppress(OSError):
                 parent.rmdir()
@@ -98,16 +117,41 @@ class Ground:
             )
 
     @contextmanager
-    def clean_folder(self) -> Iterator[Path]:
-        """An empty folder on a disk with nothing left to write; removed afterwards."""
-        folder = self.folder / "work"
+    def clean_folder(self, needed_bytes: int) -> Iterator[Path]:
+        """An empty folder on a disk with nothing left to write.
+
+        It is removed at once, or, where removals tell on what comes next, by `clear`.
+
+        Args:
+            needed_bytes: how much it will hold.
+
+        Raises:
+            Missing: there is no room for it.
+        """
+        if shutil.disk_usage(self.folder).free < needed_bytes:
+            self.clear()
+        self.require_room(needed_bytes)
+        self._number += 1
+        folder = self.folder / f"work-{self._number}"
         folder.mkdir()
+        self._kept.append(folder)
         try:
             self.sync()
             yield folder
         finally:
+            if file_system(self.folder) not in EXT4:
+                self.clear()
+
+    def clear(self) -> None:
+        """Remove what was made so far."""
+        if not self._kept:
+            return
+        for folder in self._kept:
             remove_tree(folder)
-            self.sync()
+        self._kept.clear()
+        self.sync()
+        if self.patient and file_system(self.folder) in EXT4:
+            self._rest_until = time.monotonic() + REST_SECONDS
 
     def sync(self) -> None:
         """Write to the disk what its file system still holds in memory (syncfs(2))."""
@@ -128,8 +172,28 @@ class Ground:
         with archive.open("rb", buffering=0) as file:
             while file.read(MEBIBYTE):
                 pass
+        if (left := self._rest_until - time.monotonic()) > 0:
+            self.note(f"waiting {left:.0f} seconds, until the disk has got over a removal")
+            time.sleep(left)
         gc.collect()
         started = time.perf_counter()
         work()
         self.sync()
         return time.perf_counter() - started
+
+
+def file_system(folder: Path) -> str:
+    """The type of the file system that a folder lies on, by /proc/self/mountinfo (proc(5))."""
+    folder = folder.resolve()
+    depth, found = 0, "unknown file system"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        fields = line.split(" ")
+        place = Path(re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields[4]))
+        # The deepest one holds the folder, and of several at one place the last.
+        if folder.is_relative_to(place) and len(place.parts) >= depth:
+            depth, found = len(place.parts), fields[fields.index("-") + 1]
+    return found

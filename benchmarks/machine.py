@@ -8,6 +8,7 @@ import re
 from importlib import metadata
 from pathlib import Path
 
+from benchmarks.ground import file_system
 from benchmarks.programs import run
 
 
@@ -24,7 +25,7 @@ def describe(memory: Path, disk: Path) -> dict[str, str]:
     return {
         "machine": f"{processor}, {len(os.sched_getaffinity(0))} cores, {memory_text}",
         "kernel": f"{platform.system()} {platform.release()}, load {os.getloadavg()[0]:.1f}",
-        "disks": f"{_file_system(memory)} as memory, {_file_system(disk)} as the ordinary disk",
+        "disks": f"{file_system(memory)} as memory, {file_system(disk)} as the ordinary disk",
         "python": f"{platform.python_implementation()} {platform.python_version()}{_isal()}",
         "programs": ", ".join(
             f"{name} {_version(name)}" for name in ("tar", "gzip", "curl", "sha256sum")
@@ -51,20 +52,3 @@ def _version(program: str) -> str:
     first = run([program, "--version"]).partition("\n")[0]
     found = re.search(r"\d+(\.\d+)+", first)
     return found[0] if found else "?"
-
-
-def _file_system(folder: Path) -> str:
-    """The type of the file system that a folder lies on, by /proc/self/mountinfo (proc(5))."""
-    folder = folder.resolve()
-    depth, found = 0, "unknown file system"
-    try:
-        lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
-    except OSError:
-        return found
-    for line in lines:
-        fields = line.split(" ")
-        place = Path(re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields[4]))
-        # The deepest one holds the folder, and of several at one place the last.
-        if folder.is_relative_to(place) and len(place.parts) >= depth:
-            depth, found = len(place.parts), fields[fields.index("-") + 1]
-    return found

@@ -138,20 +138,18 @@ def unpack_to_disk(bench: Bench) -> Iterator[Result]:
 def fetch_and_unpack(bench: Bench) -> Iterator[Result]:
     """Row 4."""
     for archive in {archive.path: archive for archive in bench.archives.values()}.values():
-        bench.disk.require_room(archive.bytes + archive.room_bytes)
         yield _fetching(bench, archive, must=None if archive.size == "small" else 1.0)
 
 
 def second_time(bench: Bench) -> Iterator[Result]:
     """Row 5."""
     archive = bench.archives["large"]
-    bench.disk.require_room(archive.bytes + 2 * archive.room_bytes)
     what = f"a second task, {archive.size}"
     seconds: list[float] = []
     firsts: list[float] = []
     with serving([archive.path]) as (url,):
         for number in bench.plan.rounds(what):
-            with bench.disk.clean_folder() as folder:
+            with bench.disk.clean_folder(archive.bytes + 2 * archive.room_bytes) as folder:
                 first, second = _two_tasks(bench.disk, folder, archive, url)
             if number >= 0:
                 firsts.append(first)
@@ -163,7 +161,6 @@ def second_time(bench: Bench) -> Iterator[Result]:
 def peak_memory(bench: Bench) -> Iterator[Result]:
     """Row 6."""
     archive = bench.archives["large"]
-    bench.disk.require_room(archive.bytes + archive.room_bytes)
     peaks = _peaks(bench, f"peak memory, {archive.size}", archive)
     allowed = CHILD_BYTES + CHILD_BYTES_PER_ENTRY * archive.entries
     yield Result(
@@ -215,18 +212,17 @@ def _unpacking(
     must: float,
 ) -> Result:
     archive = bench.archives["large"]
-    ground.require_room(archive.room_bytes)
     trees = _Trees()
 
     def ours() -> float:
-        with ground.clean_folder() as folder:
+        with ground.clean_folder(archive.room_bytes) as folder:
             tree = folder / "tree"
             seconds = ground.timed(lambda: unpack(archive.path, tree), archive.path)
             trees.see("ours", tree)
             return seconds
 
     def reference() -> float:
-        with ground.clean_folder() as folder:
+        with ground.clean_folder(archive.room_bytes) as folder:
             tree = folder / "tree"
             tree.mkdir()
             seconds = ground.timed(lambda: unpack_otherwise(archive.path, tree), archive.path)
@@ -256,7 +252,7 @@ def _fetching(bench: Bench, archive: Archive, *, must: float | None) -> Result:
 
         def side(name: str, work: Callable[[Path], None]) -> Side:
             def once() -> float:
-                with disk.clean_folder() as folder:
+                with disk.clean_folder(archive.bytes + archive.room_bytes) as folder:
                     seconds = disk.timed(lambda: work(folder), archive.path)
                     trees.see(name, folder / "tree")
                     return seconds
@@ -292,7 +288,7 @@ def _two_tasks(disk: Ground, folder: Path, archive: Archive, url: str) -> tuple[
 
 def _growth(bench: Bench) -> Iterator[Result]:
     files = bench.synthetic_files
-    bench.disk.require_room(25 * files * _GROWTH_FILE_BYTES)
+    bench.disk.require_room(10 * files * _GROWTH_FILE_BYTES)
     peaks: list[Peaks] = []
     for factor in (1, 10):
         path = bench.disk.folder / "synthetic.tar.gz"
@@ -324,7 +320,7 @@ def _peaks(bench: Bench, what: str, archive: Archive) -> Peaks:
     with serving([archive.path]) as (url,):
         bench.plan.note(what)
         for _ in range(bench.plan.pairs):
-            with bench.disk.clean_folder() as folder:
+            with bench.disk.clean_folder(archive.bytes + archive.room_bytes) as folder:
                 several.append(measure_peaks(url, archive.sha256, folder))
     return Peaks.worst(several)
 

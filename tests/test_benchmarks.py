@@ -178,7 +178,7 @@ def test_nothing_is_left_when_it_is_ended(place: Place, number: signal.Signals) 
     write_archive(place.sources / "large.tar.gz", files=50_000, file_bytes=0)
 
     with started(place, "--rows", "3", "--pairs", "1000") as process:
-        wait_for(lambda: list((place.root / "disk").glob("bench/run.*/work")), "the first tree")
+        wait_for(lambda: list((place.root / "disk").glob("bench/run.*/work*")), "the first tree")
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
 
@@ -191,7 +191,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(place: Place) -> None:
     write_archive(place.sources / "small.tar.gz", files=30, file_bytes=2000)
     write_archive(place.sources / "large.tar.gz", files=50_000, file_bytes=0)
     with started(place, "--rows", "3", "--pairs", "1000") as process:
-        wait_for(lambda: list((place.root / "disk").glob("bench/run.*/work")), "the first tree")
+        wait_for(lambda: list((place.root / "disk").glob("bench/run.*/work*")), "the first tree")
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
     assert place.left() != []
