@@ -44,21 +44,31 @@ class Plan:
     warm_up: bool
     note: Callable[[str], None]
 
-    def rounds(self, what: str) -> range:
-        """The numbers of all pairs to measure; those below 0 do not count."""
-        self.note(what)
-        return range(-1 if self.warm_up else 0, self.pairs)
+    def take(self, what: str, pair: Callable[[int], tuple[float, float]]) -> Pairs:
+        """Measure all pairs.
 
-    def measure(self, what: str, ours: Side, reference: Side) -> Pairs:
-        """Let both sides take turns; which one goes first changes from pair to pair."""
-        mine: list[float] = []
-        theirs: list[float] = []
-        for number in self.rounds(what):
-            if number % 2 == 0:
-                a, b = ours(), reference()
-            else:
-                b, a = reference(), ours()
+        Args:
+            what: is measured.
+            pair: measures one, given its number; tells the seconds of ours and of the reference.
+        """
+        self.note(what)
+        counted: list[tuple[float, float]] = []
+        for number in range(-1 if self.warm_up else 0, self.pairs):
+            ours, reference = pair(number)
             if number >= 0:
-                mine.append(a)
-                theirs.append(b)
-        return Pairs(tuple(mine), tuple(theirs))
+                counted.append((ours, reference))
+            self.note(f"  {ours:.3f} s against {reference:.3f} s{' (warming up)' * (number < 0)}")
+        return Pairs(
+            tuple(ours for ours, _ in counted), tuple(reference for _, reference in counted)
+        )
+
+    def take_turns(self, what: str, ours: Side, reference: Side) -> Pairs:
+        """Measure all pairs; which side goes first changes from one to the next."""
+
+        def pair(number: int) -> tuple[float, float]:
+            if number % 2 == 0:
+                return ours(), reference()
+            b, a = reference(), ours()
+            return a, b
+
+        return self.take(what, pair)

@@ -145,16 +145,14 @@ def second_time(bench: Bench) -> Iterator[Result]:
     """Row 5."""
     archive = bench.archives["large"]
     what = f"a second task, {archive.size}"
-    seconds: list[float] = []
-    firsts: list[float] = []
     with serving([archive.path]) as (url,):
-        for number in bench.plan.rounds(what):
+
+        def pair(_number: int) -> tuple[float, float]:
             with bench.disk.clean_folder(archive.bytes + 2 * archive.room_bytes) as folder:
                 first, second = _two_tasks(bench.disk, folder, archive, url)
-            if number >= 0:
-                firsts.append(first)
-                seconds.append(second)
-    pairs = Pairs(tuple(seconds), tuple(firsts))
+            return second, first
+
+        pairs = bench.plan.take(what, pair)
     yield _timed(5, what, "the first task with the same source", pairs, must=0.1)
 
 
@@ -230,7 +228,7 @@ def _unpacking(
             return seconds
 
     what = f"{what}, {archive.size}"
-    return _timed(row, what, against, bench.plan.measure(what, ours, reference), must=must)
+    return _timed(row, what, against, bench.plan.take_turns(what, ours, reference), must=must)
 
 
 def _fetching(bench: Bench, archive: Archive, *, must: float | None) -> Result:
@@ -259,7 +257,7 @@ def _fetching(bench: Bench, archive: Archive, *, must: float | None) -> Result:
 
             return once
 
-        pairs = bench.plan.measure(
+        pairs = bench.plan.take_turns(
             what, side("ours", with_the_engine), side("reference", with_programs)
         )
     return _timed(4, what, "curl -o, sha256sum, tar xzf", pairs, must=must)
