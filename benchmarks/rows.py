@@ -303,7 +303,7 @@ def _growth(bench: Bench) -> Iterator[Result]:
     ):
         yield Result(
             6,
-            f"{who}'s memory, ten times the bytes",
+            f"{who}'s memory, 10 x the bytes",
             f"{files:,} files of {_GROWTH_FILE_BYTES // 1024} KiB; 4 MB more are allowed",
             "bytes",
             ours,
