@@ -153,7 +153,13 @@ def open_handles() -> list[str]:
 def child_processes(process: int | None = None) -> set[int]:
     """Ids of the children of this (or another) process, those not waited for included."""
     found: set[int] = set()
-    for task in Path(f"/proc/{process or 'self'}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{process or 'self'}/task").iterdir():
             found |= {int(child) for child in (task / "children").read_text().split()}
     return found
+
+
+def descendants(process: int) -> set[int]:
+    """Ids of the children of a process, of their children, and so on."""
+    found = child_processes(process)
+    return found.union(*map(descendants, found))

@@ -400,3 +400,10 @@ def test_time_limit_ends_an_archive_that_says_nothing(
 ) -> None:
     error = sandbox.refusal(data(), Limits(seconds=0.05))
     assert error.code == "took_too_long"
+
+
+@case("E9-processor-time")
+def test_processor_time_never_ends_before_the_clock_says_so(sandbox: Sandbox, case: str) -> None:
+    """The system counts processor time in whole seconds, and kills without a word."""
+    data = gzip.compress(b"", mtime=0) * 3_000_000
+    assert sandbox.refusal(data, Limits(seconds=1.49)).code == "took_too_long"
