@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ from tests.support.archives import (
 )
 from tests.support.sandbox import Sandbox, left_as_it_was
 
+ROOT = Path(__file__).parents[3]
 ENDLESS_BYTES = 8 * 1024 * MEBIBYTE
 
 
@@ -192,3 +194,17 @@ def test_usage_is_told_whether_it_works_or_not(sandbox: Sandbox) -> None:
     assert len(taken) == 3
     assert all(one.peak_bytes > MEBIBYTE for one in taken)
     assert all(one.cpu_seconds > 0 for one in taken)
+
+
+def test_each_code_is_documented() -> None:
+    sources = ROOT / "buttercup_dagster" / "sources"
+    files = [*sources.glob("unpacking/*.py"), sources / "unpacker.py", sources / "archive.py"]
+    text = "".join(path.read_text() for path in files)
+    raised = set(re.findall(r'[Rr]efus(?:e|al)\(\s*"(\w+)"', text))
+    raised |= set(re.findall(r'code="(\w+)"', text)) | set(
+        re.findall(r'b"A", b"([a-z_]+)\\t', text)
+    )
+    assert len(raised) > 40
+    page = (ROOT / "docs" / "reference" / "unpacking.md").read_text()
+    errors = page.partition("## Errors")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", errors, re.MULTILINE)) == raised

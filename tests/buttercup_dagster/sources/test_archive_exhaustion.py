@@ -38,6 +38,7 @@ from tests.support.archives import (
 )
 from tests.support.cases import case
 from tests.support.sandbox import Sandbox, left_as_it_was
+from tests.support.waiting import wait_for
 
 GIBIBYTE = 1024 * MEBIBYTE
 LEAST_BYTES = 40 * MEBIBYTE
@@ -59,7 +60,11 @@ def small_disk(place: Path, options: str) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", place], check=True)
+        # The working folder of a process that ends is released a moment after its handles.
+        command: list[str | Path] = ["umount", place]
+        wait_for(
+            lambda: subprocess.run(command, check=False).returncode == 0, "the disk can be released"
+        )
 
 
 # ---- bytes
