@@ -207,4 +207,4 @@ def test_each_code_is_documented() -> None:
     assert len(raised) > 40
     page = (ROOT / "docs" / "reference" / "unpacking.md").read_text()
     errors = page.partition("## Errors")[2].partition("\n## ")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", errors, re.MULTILINE)) == raised
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", errors, re.MULTILINE)) == raised
