@@ -245,6 +245,13 @@ def test_times_are_clamped(sandbox: Sandbox, expected: int, entry: bytes) -> Non
     assert manifest.entries["f"].mtime == kept
 
 
+@case("C10-nul-in-a-pax-time")
+def test_time_that_ends_in_its_middle_for_some_readers(sandbox: Sandbox, case: str) -> None:
+    """GNU tar reads up to the NUL; others find no number and go by the header."""
+    data = packed(pax({"mtime": b"1600000000\x00junk"}), file(b"f"))
+    assert sandbox.refusal(data).code == "bad_pax"
+
+
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
 @case("C11")
 def test_umask_has_no_say(sandbox: Sandbox, case: str, mask: int) -> None:
