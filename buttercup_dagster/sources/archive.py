@@ -7,9 +7,11 @@ archive has been read to its very end and found whole.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -19,6 +21,7 @@ from buttercup_dagster.sources.disk import remove_tree
 from buttercup_dagster.sources.errors import (
     ArchiveError,
     LayoutError,
+    SourceError,
     SpecError,
     storage_error,
     storing,
@@ -39,6 +42,8 @@ it is left out and listed, or the archive is refused."""
 
 _BASE_MEMORY_BYTES: Final = 512 * MEBIBYTE
 _ENTRY_MEMORY_BYTES: Final = 512
+_ENTRY_ROW_BYTES: Final = 128
+_MOST_SECONDS: Final = 10**8
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,31 +131,52 @@ def unpack(
         with storing("cannot make a folder in", destination.parent):
             staging.mkdir(mode=0o700)
         try:
-            handle = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            handle = _private(staging)
             try:
                 settings = _settings(limits, os.fstat(file.fileno()).st_size, escaping_links)
                 with Unpacker(file.fileno(), handle, sha256=wanted, settings=settings) as unpacker:
                     manifest = unpacker.result(
                         seconds=limits.seconds,
+                        most_rows_bytes=_most_rows_bytes(limits),
                         stop=stop,
                         on_progress=on_progress,
                         on_usage=on_usage,
                     )
-                os.fchmod(handle, FOLDER_MODE)
+                with storing("cannot name the folder", destination):
+                    os.fchmod(handle, FOLDER_MODE)
+                    staging.rename(destination)
             finally:
                 os.close(handle)
-            with storing("cannot name the folder", destination):
-                staging.rename(destination)
         except BaseException:
-            remove_tree(staging)
+            # Why the archive is refused says more than why its remains cannot be removed.
+            with suppress(SourceError):
+                remove_tree(staging)
             raise
     return manifest
+
+
+def _private(staging: Path) -> int:
+    """Open a new folder, and take from it what it got from the one above.
+
+    What is made in it then gets the modes that it is made with.
+    """
+    with storing("cannot open the folder", staging):
+        handle = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(handle, 0o700)
+            with suppress(OSError, AttributeError):
+                os.removexattr(handle, "system.posix_acl_default")
+        except BaseException:
+            os.close(handle)
+            raise
+    return handle
 
 
 def _settings(
     limits: Limits, archive_bytes: int, escaping_links: EscapingLinks
 ) -> dict[str, int | str]:
     """The arguments of the process, as `unpacking/child.py` names them."""
+    seconds = min(limits.seconds, _MOST_SECONDS)
     memory_bytes = _BASE_MEMORY_BYTES + _ENTRY_MEMORY_BYTES * limits.entries + limits.name_bytes
     return {
         "total_bytes": limits.most_bytes(archive_bytes),
@@ -158,9 +184,16 @@ def _settings(
         "entries": limits.entries,
         "name_bytes": limits.name_bytes,
         "memory_bytes": memory_bytes,
-        "cpu_seconds": max(1, round(limits.seconds)),
+        # Later than the clock's, which says what is the matter; the system's limit only kills.
+        "cpu_seconds": math.ceil(seconds) + 1,
         "escaping_links": escaping_links,
     }
+
+
+def _most_rows_bytes(limits: Limits) -> int:
+    """How long the manifest of an archive within these limits can be, in bytes."""
+    # A directory has two rows; a row is a name and some numbers.
+    return 2 * limits.name_bytes + _ENTRY_ROW_BYTES * limits.entries + MEBIBYTE
 
 
 def _opened(archive: Path) -> FileIO:

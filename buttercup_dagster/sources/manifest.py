@@ -133,30 +133,33 @@ class Manifest:
         """The manifest of these entries: parents before what lies in them, links last."""
         rows: list[str] = []
         times: list[str] = []
-        totals = Totals()
+        files = directories = symlinks = hardlinks = size = 0
         for path, entry in entries.items():
             mtime = "" if entry.mtime is None else str(entry.mtime)
             if entry.type == DIRECTORY:
+                directories += 1
                 rows.append(f"d\t{entry.mode:o}\t\t\t{path}\n")
-                totals += Totals(directories=1)
                 if mtime:
                     times.append(f"t\t\t\t{mtime}\t{path}\n")
             elif entry.type == SYMLINK:
+                symlinks += 1
                 rows.append(f"l\t\t\t{mtime}\t{path}\t{entry.link}\n")
-                totals += Totals(symlinks=1)
             elif entry.same_as:
-                what = f"h\t{entry.mode:o}\t{entry.size}\t{mtime}\t{path}\t{entry.same_as}\n"
-                rows.append(what)
-                totals += Totals(hardlinks=1)
+                hardlinks += 1
+                facts = f"{entry.mode:o}\t{entry.size}\t{mtime}"
+                rows.append(f"h\t{facts}\t{path}\t{entry.same_as}\n")
             else:
+                files += 1
+                size += entry.size
                 rows.append(f"f\t{entry.mode:o}\t{entry.size}\t{mtime}\t{path}\n")
-                totals += Totals(files=1, bytes=entry.size)
-        return cls((Section("", os.fsencode("".join(rows + times))),), totals)
+        section = Section("", os.fsencode("".join(times + rows)))
+        return cls((section,), Totals(files, directories, symlinks, hardlinks, size))
 
     @cached_property
     def entries(self) -> Mapping[str, Entry]:
         """Every name by its path; directories come before what lies in them, links last."""
         found: dict[str, Entry] = {}
+        times: dict[str, int | None] = {}
         for section in self.sections:
             prefix = f"{section.folder}/" if section.folder else ""
             for line in section.rows.splitlines():
@@ -164,7 +167,7 @@ class Manifest:
                 path = prefix + name
                 mtime = int(time) if time else None
                 if kind == "t":
-                    found[path] = found[path]._replace(mtime=mtime)
+                    times[path] = mtime
                 elif kind == "h":
                     same_as = prefix + other[0]
                     found[path] = Entry(FILE, int(size), mtime, int(mode, 8), same_as=same_as)
@@ -172,6 +175,8 @@ class Manifest:
                     found[path] = Entry(SYMLINK, mtime=mtime, link=other[0])
                 elif kind != "x":
                     found[path] = Entry(kind, int(size or 0), mtime, int(mode, 8))
+        for path, mtime in times.items():
+            found[path] = found[path]._replace(mtime=mtime)
         return found
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -9,14 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Self
 
 from buttercup_dagster.sources.errors import (
     ArchiveError,
+    DeadlinePassed,
     DigestMismatch,
     SourceError,
     UnpackerDied,
@@ -24,6 +26,7 @@ from buttercup_dagster.sources.errors import (
     storing,
 )
 from buttercup_dagster.sources.manifest import Manifest, Section, Totals
+from buttercup_dagster.sources.options import MEBIBYTE
 from buttercup_dagster.sources.stop import Stop
 from task_api.task import printable
 
@@ -36,6 +39,10 @@ _START: Final = (
 _ENVIRONMENT: Final = ("LD_LIBRARY_PATH", "PATH")
 _LINKS: Final = (b"l\t", b"x\t")
 _CLIMBS: Final = (b"\t../", b"/../", b"\t..\t", b"/..\t", b"\t..\n", b"/..\n")
+_CONTROL: Final = bytes({*range(0x20), 0x7F} - set(b"\t\n"))
+_MOST_FRAME_BYTES: Final = 16 * MEBIBYTE
+_LONGEST_WAIT_SECONDS: Final = 3600.0
+_FAREWELL_SECONDS: Final = 10.0
 _READ_BYTES: Final = 256 * 1024
 _HEAD_BYTES: Final = 5
 _MOST_LAST_WORDS: Final = 2000
@@ -70,62 +77,83 @@ class Unpacker:
         self._sha256 = sha256
         self._buffer = bytearray()
         self._rows: list[bytes] = []
-        self._pipe, report = os.pipe()
-        try:
-            arguments = {
-                "archive": archive,
-                "folder": folder,
-                "report": report,
-                "parent": os.getpid(),
-                "sha256": sha256,
-                **settings,
+        self._killed = False
+        if not sys.executable:
+            raise UnpackerDied("this Python does not know its own program, so it cannot unpack")
+        with ExitStack() as stack:
+            with storing("cannot open a pipe"):
+                self._pipe, report = os.pipe()
+            stack.callback(os.close, report)
+            close_pipe = stack.enter_context(ExitStack())
+            close_pipe.callback(os.close, self._pipe)
+            # Where standard input or output is closed, one of these may have taken its number.
+            passed = {
+                name: _above_standard(handle, stack)
+                for name, handle in (("archive", archive), ("folder", folder), ("report", report))
             }
+            arguments = {**passed, "parent": os.getpid(), "sha256": sha256, **settings}
             command = [sys.executable, "-I", "-S", "-c", _START, *_package_folders()]
             command += [f"{name}={value}" for name, value in arguments.items()]
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-                pass_fds=(archive, folder, report),
-                # Ctrl-C is for the parent, which ends this process itself.
-                process_group=0,
-            )
-        except OSError as error:
-            os.close(self._pipe)
-            raise UnpackerDied(
-                f"the process that unpacks cannot be started: {error.strerror}"
-            ) from error
-        except BaseException:
-            os.close(self._pipe)
-            raise
-        finally:
-            os.close(report)
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                    pass_fds=tuple(passed.values()),
+                    # Ctrl-C is for the parent, which ends this process itself.
+                    process_group=0,
+                )
+            except OSError as error:
+                raise UnpackerDied(
+                    f"the process that unpacks cannot be started: {error.strerror}"
+                ) from error
+            close_pipe.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kill()
+        self._end()
         self._process.wait()
         # The second process has the pipe too; until it is gone, something may yet be written.
-        while os.read(self._pipe, _READ_BYTES):
-            pass
+        self._read_rest(self._pipe, 0)
         os.close(self._pipe)
         if self._process.stderr is not None:
             self._process.stderr.close()
 
     def kill(self) -> None:
-        """End the process at once, and the second one that it may have; from any thread."""
+        """End the process because the work has to stop; from any thread."""
+        self._killed = True
+        self._end()
+
+    def _end(self) -> None:
+        """End the process at once, and the second one that it may have."""
         if self._process.returncode is None:
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+    @staticmethod
+    def _read_rest(handle: int, most_bytes: int) -> bytes:
+        """What is left in a pipe of a process that was ended; no other one keeps this waiting."""
+        end = time.monotonic() + _FAREWELL_SECONDS
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        found = b""
+        while (left := end - time.monotonic()) > 0 and poll.poll(left * 1000):
+            data = os.read(handle, _READ_BYTES)
+            if not data:
+                break
+            if len(found) < most_bytes:
+                found += data[: most_bytes - len(found)]
+        return found
 
     def result(
         self,
         *,
         seconds: float,
+        most_rows_bytes: int,
         stop: Stop,
         on_progress: Callable[[int], None] | None,
         on_usage: Callable[[Usage], None] | None,
@@ -134,6 +162,7 @@ class Unpacker:
 
         Args:
             seconds: how long at most.
+            most_rows_bytes: how long the manifest may be.
             stop: ends the waiting and the process.
             on_progress: called now and then with the bytes unpacked so far.
             on_usage: called once with what the process took, if it lived to say so.
@@ -149,27 +178,37 @@ class Unpacker:
             Stopped, DeadlinePassed: by `stop`.
         """
         end = time.monotonic() + seconds
+        rows_bytes = 0
         with stop.on_stop(self.kill):
             while True:
                 letter, content = self._frame(end, seconds)
                 if letter == b"R":
+                    rows_bytes += len(content)
+                    if rows_bytes > most_rows_bytes:
+                        raise _nonsense()
                     self._rows.append(content)
                 elif letter == b"P":
+                    (done,) = _counts(content, 1)
                     if on_progress is not None:
-                        on_progress(int(content))
+                        on_progress(done)
                 elif letter == b"U":
+                    peak, microseconds = _counts(content, 2)
                     if on_usage is not None:
-                        peak, cpu = content.split(b"\t")
-                        on_usage(Usage(int(peak), int(cpu) / 1_000_000))
+                        on_usage(Usage(peak, microseconds / 1_000_000))
                 elif letter == b"D":
-                    rows = b"".join(self._rows)
-                    self._rows.clear()
-                    if not _stays_inside(rows):
-                        raise UnpackerDied("the process that unpacks told of files outside")
-                    return Manifest((Section("", rows),), Totals(*map(int, content.split(b"\t"))))
+                    return self._manifest(content)
                 else:
                     stop.check()
+                    if self._killed:  # by the clock, which has been set back since
+                        raise DeadlinePassed("the deadline passed while it was unpacked")
                     raise self._failure(letter, content)
+
+    def _manifest(self, content: bytes) -> Manifest:
+        rows = b"".join(self._rows)
+        self._rows.clear()
+        if not _stays_inside(rows):
+            raise _nonsense()
+        return Manifest((Section("", rows),), Totals(*_counts(content, len(fields(Totals)))))
 
     def _frame(self, end: float, seconds: float) -> tuple[bytes, bytes]:
         """The next frame; an empty letter at the end of the pipe."""
@@ -179,6 +218,8 @@ class Unpacker:
         while True:
             if len(buffer) >= _HEAD_BYTES:
                 after = _HEAD_BYTES + int.from_bytes(buffer[1:_HEAD_BYTES], "little")
+                if after > _MOST_FRAME_BYTES:
+                    raise _nonsense()
                 if len(buffer) >= after:
                     letter, content = bytes(buffer[:1]), bytes(buffer[_HEAD_BYTES:after])
                     del buffer[:after]
@@ -186,44 +227,53 @@ class Unpacker:
             left = end - time.monotonic()
             if left <= 0:
                 raise _took_too_long(seconds)
-            if poll.poll(left * 1000):
+            if poll.poll(min(left, _LONGEST_WAIT_SECONDS) * 1000):
                 data = os.read(self._pipe, _READ_BYTES)
                 if not data:
                     return b"", b""
                 buffer += data
 
     def _failure(self, letter: bytes, content: bytes) -> SourceError:
+        if not letter:
+            return self._death()
+        try:
+            return self._told_failure(letter, content.decode())
+        except (ValueError, OverflowError):
+            return _nonsense()
+
+    def _told_failure(self, letter: bytes, content: str) -> SourceError:
         if letter == b"A":
-            code, number, offset, name, text = content.split(b"\t", 4)
+            code, number, offset, name, text = content.split("\t", 4)
             return ArchiveError(
-                text.decode(),
-                code=code.decode(),
+                printable(text, limit=1000),
+                code=printable(code),
                 entry_number=int(number),
                 offset=int(offset),
-                name=bytes.fromhex(name.decode()),
+                name=bytes.fromhex(name),
             )
         if letter == b"M":
-            got = content.decode()
             return DigestMismatch(
-                f"the archive has SHA-256 {got}, wanted {self._sha256}; it was changed after it "
-                "had been verified",
-                got=got,
+                f"the archive has SHA-256 {printable(content)}, wanted {self._sha256}; it was "
+                "changed after it had been verified",
+                got=printable(content),
                 want=self._sha256,
             )
         if letter == b"S":
-            number, text = content.split(b"\t", 1)
+            number, text = content.split("\t", 1)
             error = OSError(int(number), os.strerror(int(number)))
-            return storage_error(error, text.decode())
+            return storage_error(error, printable(text, limit=1000))
         if letter == b"C":
-            return UnpackerDied(f"the process that unpacks failed: {content.decode()}")
-        return self._death()
+            return UnpackerDied(
+                f"the process that unpacks failed: {printable(content, limit=1000)}"
+            )
+        raise ValueError(letter)
 
     def _death(self) -> SourceError:
-        self.kill()
+        self._end()
         status = self._process.wait()
         words = b""
         if self._process.stderr is not None:
-            words = self._process.stderr.read(_MOST_LAST_WORDS)
+            words = self._read_rest(self._process.stderr.fileno(), _MOST_LAST_WORDS)
         if status == -signal.SIGXCPU:
             return ArchiveError(
                 "the archive takes too much processor time to unpack", code="took_too_long"
@@ -237,12 +287,36 @@ class Unpacker:
         )
 
 
+def _above_standard(handle: int, stack: ExitStack) -> int:
+    """A further number of a descriptor, none of those of standard input, output and error."""
+    with storing("cannot pass on a descriptor"):
+        number = fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 3)
+    stack.callback(os.close, number)
+    return number
+
+
+def _counts(content: bytes, number: int) -> list[int]:
+    """So many whole numbers that are not negative.
+
+    The process may be in the hands of what it reads: nothing it says may harm this one, in whatever
+    form it says it.
+    """
+    counts = content.split(b"\t")
+    if len(counts) != number or not all(one.isdigit() and len(one) < 20 for one in counts):
+        raise _nonsense()
+    return [int(one) for one in counts]
+
+
+def _nonsense() -> UnpackerDied:
+    return UnpackerDied("the process that unpacks told what cannot be; what it made is not used")
+
+
 def _stays_inside(rows: bytes) -> bool:
     """Whether rows of a manifest name nothing outside of its tree.
 
     Whoever uses them relies on it, and the process that wrote them had read a hostile archive.
     """
-    if b"\0" in rows:
+    if rows.translate(None, _CONTROL) != rows or not (rows.endswith(b"\n") or not rows):
         return False
     names = rows[: _start_of_links(rows)]
     # Two dots in a row are rare, so all that looks for them is.

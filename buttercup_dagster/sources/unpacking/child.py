@@ -73,22 +73,22 @@ def main(arguments: Sequence[str]) -> None:
     gc.disable()
     report = Report(int(told["report"]))
     folder, archive = int(told["folder"]), int(told["archive"])
+    memory = OwnMemory()
     os.umask(0o022)
     os.fchdir(folder)
-
-    def confine_under(parent: int) -> None:
-        confine(
-            folder,
-            parent=parent,
-            most_file_bytes=int(told["file_bytes"]),
-            most_memory_bytes=int(told["memory_bytes"]),
-            cpu_seconds=int(told["cpu_seconds"]),
-        )
-
-    large = os.fstat(archive).st_size >= TWO_PROCESSES_FROM_BYTES
-    writer = Writer(OUTPUT_BYTES, confine_under) if large and _cores() > 1 else None
-    memory = OwnMemory()
-    confine_under(int(told["parent"]))
+    confine(
+        folder,
+        parent=int(told["parent"]),
+        most_file_bytes=int(told["file_bytes"]),
+        most_memory_bytes=int(told["memory_bytes"]),
+        cpu_seconds=int(told["cpu_seconds"]),
+    )
+    writer = None
+    if os.fstat(archive).st_size >= TWO_PROCESSES_FROM_BYTES and _cores() > 1:
+        try:
+            writer = Writer(OUTPUT_BYTES)
+        except OSError:
+            pass  # one process does as well, and takes longer
     try:
         answer = _unpack(told, report, writer)
     except DiskFailure as error:

@@ -1,8 +1,9 @@
 """Giving up, in the process that unpacks, all that it does not need.
 
 Resource limits, no new privileges, an end with its parent, and where the kernel has it Landlock
-(landlock(7), Linux 5.19 or newer): from then on the process can open nothing but what it makes in
-its own folder, and no connection.
+(landlock(7), Linux 5.19 or newer): from then on the process can open, make, move and remove nothing
+but in its own folder, and make no TCP connection. Landlock has no say in who may change the mode or
+the time of a file, nor in UNIX sockets that have a name.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _SIGKILL: Final = 9  # the module `signal` takes longer to import than all others here together
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
+
+_MOST_LIMIT: Final = 2**62
 
 _CREATE_RULESET: Final = 444
 _ADD_RULE: Final = 445
@@ -71,22 +74,40 @@ def confine(
     _limit(resource.RLIMIT_FSIZE, most_file_bytes)
     _limit(resource.RLIMIT_AS, most_memory_bytes)
     _limit(resource.RLIMIT_CPU, cpu_seconds)
-    library = ctypes.CDLL(None, use_errno=True)
-    try:
-        library.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
-        restricted = library.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-    except AttributeError:  # not Linux
+    library = end_with(parent)
+    if library is None:
         return False
-    if os.getppid() != parent:  # it ended before the first request was made
-        os._exit(1)
+    restricted = library.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
     return restricted and _landlock(library, folder)
 
 
+def end_with(parent: int) -> ctypes.CDLL | None:
+    """Have this process killed when its parent ends.
+
+    Args:
+        parent: its process id.
+
+    Returns:
+        The C library; None where it knows no such thing.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    try:
+        library.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    except AttributeError:  # not Linux
+        return None
+    if os.getppid() != parent:  # it ended before that was asked for
+        os._exit(1)
+    return library
+
+
 def _limit(what: int, most: int) -> None:
+    for known in (*resource.getrlimit(what), _MOST_LIMIT):
+        if known != resource.RLIM_INFINITY:
+            most = min(most, known)
+    # The system only kills where the lower limit is not below the upper one.
+    upper = most + (what == resource.RLIMIT_CPU)
     _, hard = resource.getrlimit(what)
-    if hard != resource.RLIM_INFINITY:
-        most = min(most, hard)
-    resource.setrlimit(what, (most, most))
+    resource.setrlimit(what, (most, upper if hard == resource.RLIM_INFINITY else min(upper, hard)))
 
 
 def _landlock(library: ctypes.CDLL, folder: int) -> bool:

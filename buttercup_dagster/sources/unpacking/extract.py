@@ -8,13 +8,14 @@ the archive says. What a name may be is judged in memory before anything is made
 from __future__ import annotations
 
 import os
+from array import array
 from errno import EEXIST, EILSEQ, EINVAL, EMLINK, ENAMETOOLONG
 
 from buttercup_dagster.sources.unpacking.picture import Picture
 from buttercup_dagster.sources.unpacking.refusal import DiskFailure, Refusal
 from buttercup_dagster.sources.unpacking.tar import (
-    DIRECTORY,
     FILE,
+    HARDLINK,
     SYMLINK,
     Member,
     TarReader,
@@ -88,9 +89,8 @@ class Extraction:
         self._most_name_bytes = most_name_bytes
         self._picture = Picture()
         self._rows: list[bytes] = []
-        self._times: dict[bytes, int] = {}
-        self._symlinks: list[tuple[bytes, Member]] = []
-        self._hardlinks: list[tuple[bytes, Member]] = []
+        self._symlinks = _Links()
+        self._hardlinks = _Links()
         self._keeps_modes: bool | None = None
 
     def run(self) -> None:
@@ -105,10 +105,11 @@ class Extraction:
             if self._writer is not None:
                 self._writer.wait()
         except WriterFailed as failed:
-            refuse = _refuse_for(failed.member)
+            member = failed.member
+            refuse = _refuse_for(member.number, member.offset, member.name)
             raise _file_error(failed.error, refuse, making=failed.making) from failed.error
         # Only now is the archive known to be whole and every name in it known.
-        for path, mtime in self._times.items():
+        for path, (_, mtime) in self._picture.stated.items():
             self._add_row(b"t\t\t\t%d\t%b\n" % (mtime, path))
         self._make_links()
         self._finish_folders()
@@ -137,18 +138,15 @@ class Extraction:
                 self._make_folder(folder, refuse)
             if kind is FILE:
                 self._make_file(path, member, refuse)
-            elif kind is DIRECTORY:
-                if path:
-                    self._times[path] = member.mtime
             elif kind is SYMLINK:
-                self._symlinks.append((path, member))
-            else:
-                self._hardlinks.append((path, member))
+                self._symlinks.add(path, member)
+            elif kind is HARDLINK:
+                self._hardlinks.add(path, member)
 
     def _make_folder(self, path: bytes, refuse: Refuse) -> None:
         try:
             os.mkdir(path, FOLDER_MODE)
-            if not self.directories:
+            if not self._keeps_modes:
                 # A default ACL of the folder above has a say that the umask has not.
                 self._mend_mode(path, FOLDER_MODE)
         except OSError as error:
@@ -187,6 +185,7 @@ class Extraction:
 
     def _give_pieces(self, writer: Writer, path: bytes, member: Member, mode: int) -> None:
         left = member.size
+        writer.begin()
         for start, length in self._reader.spans(member.size):
             left -= length
             writer.give(member, (path, mode, member.mtime, start, length, not left))
@@ -226,31 +225,31 @@ class Extraction:
     # ---- links
 
     def _make_links(self) -> None:
+        # All are judged before one is made.
         targets = [
-            self._picture.hardlink_target(path, _refuse_for(member))
-            for path, member in self._hardlinks
+            self._picture.hardlink_target(path, self._hardlinks.refuse_for(number))
+            for number, path in enumerate(self._hardlinks.paths)
         ]
-        kept: list[tuple[bytes, Member]] = []
-        dropped: list[tuple[bytes, Member]] = []
-        for path, member in self._symlinks:
-            (dropped if self._leads_out(path, member) else kept).append((path, member))
-        for (path, member), target in zip(self._hardlinks, targets, strict=True):
-            self._make_hardlink(path, member, target)
-        for path, member in dropped:
-            self._add_row(b"x\t\t\t\t%b\t%b\n" % (path, member.link))
-        for path, member in kept:
-            self._make_symlink(path, member)
-        self.dropped = len(dropped)
+        kept = bytearray(len(self._symlinks.paths))
+        for number, path in enumerate(self._symlinks.paths):
+            kept[number] = not self._leads_out(path, self._symlinks.refuse_for(number))
+        for number, (path, target) in enumerate(zip(self._hardlinks.paths, targets, strict=True)):
+            self._make_hardlink(path, target, self._hardlinks.refuse_for(number))
+        for path, stays in zip(self._symlinks.paths, kept, strict=True):
+            if not stays:
+                self._add_row(b"x\t\t\t\t%b\t%b\n" % (path, self._picture.link_text(path)))
+                self.dropped += 1
+        for number, path in enumerate(self._symlinks.paths):
+            if kept[number]:
+                self._make_symlink(path, number)
 
-    def _leads_out(self, path: bytes, member: Member) -> bool:
-        refuse = _refuse_for(member)
+    def _leads_out(self, path: bytes, refuse: Refuse) -> bool:
         leads_out = self._picture.leads_out(path, refuse)
         if leads_out and self._refuse_escaping:
             raise refuse("escaping_link", "the symbolic link leads out of the archive's tree")
         return leads_out
 
-    def _make_hardlink(self, path: bytes, member: Member, target: bytes) -> None:
-        refuse = _refuse_for(member)
+    def _make_hardlink(self, path: bytes, target: bytes, refuse: Refuse) -> None:
         try:
             os.link(target, path, follow_symlinks=False)
             status = os.stat(path, follow_symlinks=False)
@@ -262,32 +261,58 @@ class Extraction:
         row = (status.st_mode & 0o7777, status.st_size, status.st_mtime_ns // 10**9, path, target)
         self._add_row(b"h\t%o\t%d\t%d\t%b\t%b\n" % row)
 
-    def _make_symlink(self, path: bytes, member: Member) -> None:
-        mtime = member.mtime
+    def _make_symlink(self, path: bytes, number: int) -> None:
+        text = self._picture.link_text(path)
+        mtime = self._symlinks.mtime(number)
         try:
-            os.symlink(member.link, path)
+            os.symlink(text, path)
         except OSError as error:
-            raise _creation_error(error, _refuse_for(member)) from error
+            raise _creation_error(error, self._symlinks.refuse_for(number)) from error
         try:
             os.utime(path, (mtime, mtime), follow_symlinks=False)
         except (OSError, NotImplementedError):
             pass  # some file systems keep no time for a link; nobody relies on it
         self.symlinks += 1
-        self._add_row(b"l\t\t\t%d\t%b\t%b\n" % (mtime, path, member.link))
+        self._add_row(b"l\t\t\t%d\t%b\t%b\n" % (mtime, path, text))
 
     def _finish_folders(self) -> None:
         # Last: making anything in a folder sets its time anew. No component of these paths is a
         # link, so following one is out of the question.
         try:
-            for path, mtime in self._times.items():
+            for path, (_, mtime) in self._picture.stated.items():
                 os.utime(path, (mtime, mtime))
         except OSError as error:
             raise DiskFailure("cannot finish an unpacked folder", error) from error
 
 
-def _refuse_for(member: Member) -> Refuse:
+class _Links:
+    """Links that are made once everything else is, in little memory: there may be millions.
+
+    Attributes:
+        paths: their clean names, in the order of the archive.
+    """
+
+    def __init__(self) -> None:
+        self.paths: list[bytes] = []
+        self._facts = array("q")
+
+    def add(self, path: bytes, member: Member) -> None:
+        """Take one more."""
+        self.paths.append(path)
+        self._facts.extend((member.number, member.offset, member.mtime))
+
+    def mtime(self, number: int) -> int:
+        """Time of a link, counted from 0."""
+        return self._facts[3 * number + 2]
+
+    def refuse_for(self, number: int) -> Refuse:
+        """What makes the errors about a link, counted from 0."""
+        return _refuse_for(self._facts[3 * number], self._facts[3 * number + 1], self.paths[number])
+
+
+def _refuse_for(number: int, offset: int, name: bytes) -> Refuse:
     def refuse(code: str, text: str) -> Refusal:
-        return Refusal(code, text, member.number, member.offset, member.name)
+        return Refusal(code, text, number, offset, name)
 
     return refuse
 

@@ -26,6 +26,8 @@ MOST_LINK_STEPS: Final = 20_000_000
 """Path components looked at for all links of an archive together."""
 
 CONTROL: Final = bytes([*range(0x20), 0x7F])
+_SYMLINK: Final = b"l"
+_HARDLINK: Final = b"h"
 _NO_NAMES: Final = frozenset({b"", b".", b".."})
 _NOTHING: Final[tuple[bytes, ...]] = ()
 
@@ -64,14 +66,15 @@ class Picture:
     Attributes:
         entries: how many names.
         name_bytes: of all names and link texts together.
+        stated: mode and time of the directories that the archive states, by path.
     """
 
     def __init__(self) -> None:
         self.name_bytes = 0
         self.entries = 0
-        self._kinds: dict[bytes, str] = {b"": DIRECTORY}
-        self._stated: dict[bytes, tuple[int, int]] = {}
-        self._links: dict[bytes, bytes] = {}
+        self.stated: dict[bytes, tuple[int, int]] = {}
+        # What a name is; of a link its kind's letter and its text, in one object for each.
+        self._kinds: dict[bytes, str | bytes] = {b"": DIRECTORY}
         # The last folder that a file was put into, as the archive writes it, and as it is called.
         self._last_text = b""
         self._last_folder = b""
@@ -97,6 +100,8 @@ class Picture:
         path = clean_name(name, refuse)
         if not path:
             raise refuse("empty_name", "only a directory can be the root of the archive")
+        if name.endswith(b"/."):
+            raise refuse("bad_name", "only the name of a directory can end in '/.'")
         folders = self._add(path, FILE, refuse)
         folder = path.rpartition(b"/")[0]
         # Whatever file lies in it is neither too deep nor too long then.
@@ -125,27 +130,27 @@ class Picture:
         if member.kind is DIRECTORY:
             statement = (member.mode, member.mtime)
             folders = self._add(path, DIRECTORY, refuse)
-            if path and self._stated.setdefault(path, statement) != statement:
+            if path and self.stated.setdefault(path, statement) != statement:
                 raise refuse("duplicate", "the directory stands twice, with different attributes")
             return path, folders
         if not path:
             raise refuse("empty_name", "only a directory can be the root of the archive")
         if member.kind is SYMLINK or member.kind is HARDLINK:
             _check_link_form(member, refuse)
-            folders = self._add(path, member.kind, refuse)
-            self._links[path] = member.link
+            letter = _SYMLINK if member.kind is SYMLINK else _HARDLINK
+            folders = self._add(path, letter + member.link, refuse)
             self.name_bytes += len(member.link)
             return path, folders
         return path, self._add(path, member.kind, refuse)
 
-    def _add(self, path: bytes, kind: str, refuse: Refuse) -> tuple[bytes, ...]:
+    def _add(self, path: bytes, kind: str | bytes, refuse: Refuse) -> tuple[bytes, ...]:
         kinds = self._kinds
         known = kinds.get(path)
         if known is not None:
             if kind is DIRECTORY is known:
                 return _NOTHING
             if kind is DIRECTORY or known is DIRECTORY:
-                raise refuse("clash", f"the name is a {known} earlier in the archive")
+                raise refuse("clash", f"the name is a {_named(known)} earlier in the archive")
             raise refuse("duplicate", "the name stands twice in the archive")
         new = self._missing_parents(path, refuse)
         for parent in new:
@@ -167,10 +172,10 @@ class Picture:
             if kind is DIRECTORY:
                 missing.reverse()
                 return missing
-            if kind is SYMLINK:
-                raise refuse("below_symlink", "the entry lies below a symbolic link")
             if kind is not None:
-                raise refuse("clash", f"the entry lies below a {kind}")
+                if _symlink_text(kind) is not None:
+                    raise refuse("below_symlink", "the entry lies below a symbolic link")
+                raise refuse("clash", f"the entry lies below a {_named(kind)}")
             missing.append(path)
 
     def hardlink_target(self, path: bytes, refuse: Refuse) -> bytes:
@@ -180,12 +185,17 @@ class Picture:
             Refusal: there is no such file.
         """
         target = path
+        kind: str | bytes | None = self._kinds[path]
         for _ in range(MOST_HOPS):
-            target = clean_name(self._links[target], refuse, what="target of the hard link")
+            if not isinstance(kind, bytes) or not kind.startswith(_HARDLINK):
+                break
+            if kind.endswith((b"/", b"/.")):
+                break  # that names a directory
+            target = clean_name(kind[1:], refuse, what="target of the hard link")
             kind = self._kinds.get(target)
             if kind is FILE:
                 return target
-            if kind is not HARDLINK or target == path:
+            if target == path:
                 break
         raise refuse("hardlink_target", "the hard link is not to a regular file of the archive")
 
@@ -198,7 +208,7 @@ class Picture:
             Refusal: all links together are too much work.
         """
         here = path.split(b"/")[:-1]
-        ahead = self._split(self._links[path])
+        ahead = _split(self.link_text(path))
         if ahead is None:
             return True
         hops = 1
@@ -217,13 +227,14 @@ class Picture:
             if len(here) > MOST_DEPTH:
                 continue  # nothing of the archive lies so deep
             reached = b"/".join(here)
-            if self._kinds.get(reached) is SYMLINK:
+            text = _symlink_text(self._kinds.get(reached))
+            if text is not None:
                 state = (reached, tuple(ahead))
                 if state in states:
                     return False
                 states.add(state)
                 hops += 1
-                further = self._split(self._links[reached])
+                further = _split(text)
                 if hops > MOST_HOPS or further is None:
                     return True
                 here.pop()
@@ -231,17 +242,36 @@ class Picture:
                 self._steps += len(ahead)
         return False
 
-    @staticmethod
-    def _split(text: bytes) -> list[bytes] | None:
-        """The components of a link, the next one last; None for an absolute link."""
-        if text.startswith(b"/"):
-            return None
-        return [part for part in reversed(text.split(b"/")) if part not in {b"", b"."}]
+    def link_text(self, path: bytes) -> bytes:
+        """What a symbolic link leads to, as the archive says it."""
+        text = _symlink_text(self._kinds[path])
+        if text is None:
+            raise KeyError(path)
+        return text
+
+
+def _symlink_text(kind: str | bytes | None) -> bytes | None:
+    if isinstance(kind, bytes) and kind.startswith(_SYMLINK):
+        return kind[1:]
+    return None
+
+
+def _named(kind: str | bytes) -> str:
+    if isinstance(kind, bytes):
+        return SYMLINK if kind.startswith(_SYMLINK) else HARDLINK
+    return kind
+
+
+def _split(text: bytes) -> list[bytes] | None:
+    """The components of a link, the next one last; None for an absolute link."""
+    if text.startswith(b"/"):
+        return None
+    return [part for part in reversed(text.split(b"/")) if part not in {b"", b"."}]
 
 
 def _check_link_form(member: Member, refuse: Refuse) -> None:
     link = member.link
-    if member.name.endswith(b"/"):
+    if member.name.endswith((b"/", b"/.")):
         raise refuse("bad_name", "the name of a link ends in a slash")
     if not link:
         raise refuse("empty_link", "the link leads to an empty name")

@@ -276,6 +276,8 @@ class TarReader:
                 return int(field[:11], 8)
             except ValueError:
                 pass
+        if not field.strip(b" \x00") and b" " in field:
+            raise self.refusal("bad_number", "the size in a header is blank")
         size = self._number_in(field, "size")
         if not 0 <= size <= MOST_SIZE:
             raise self.refusal("bad_size", "the size in a header is negative or beyond 63 bits")
@@ -303,6 +305,8 @@ class TarReader:
                 raise self.refusal("repeated_extension", "two headers extend the same entry")
             if kind in {b"L", b"K"} and b"x" in seen:
                 raise self.refusal("mixed_extensions", "pax and GNU headers extend the same entry")
+            if fields[6] == _V7:
+                raise self.refusal("bad_magic", "a header without a format extends an entry")
             seen.add(kind)
             payload = self._payload(fields)
             if kind == b"x":
@@ -361,6 +365,8 @@ class TarReader:
                 )
             if key.startswith((b"GNU.sparse", b"SCHILY.realsize")):
                 raise self._sparse()
+            if key == b"mtime" and b"\x00" in value:
+                raise self.refusal("bad_pax", "a pax time holds a NUL")
             records[key] = value
             at = end
         return records

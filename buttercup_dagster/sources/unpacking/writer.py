@@ -15,11 +15,11 @@ import os
 import select
 from mmap import mmap
 
-from buttercup_dagster.sources.unpacking.memory import OwnMemory
+from buttercup_dagster.sources.unpacking.confine import end_with
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Final
 
     from buttercup_dagster.sources.unpacking.tar import Member
@@ -36,7 +36,6 @@ SLOTS: Final = 12
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _HEAD_BYTES: Final = 5
 _FAILED: Final = 0xFF
-_DONE: Final = 0xFE
 _ENDED: Final = "the process that writes was ended by somebody"
 
 
@@ -76,7 +75,7 @@ class WriterFailed(Exception):
 
 
 class Writer:
-    """The second process, seen from the first; it works in the same folder.
+    """The second process, seen from the first, and like that confined to the same folder.
 
     Attributes:
         takes: whether the present block is shared, so that files in it can be given.
@@ -84,10 +83,12 @@ class Writer:
 
     Args:
         block_bytes: size of the largest block.
-        confine: confines the process that calls it; gets the process id of its parent.
+
+    Raises:
+        OSError: the system has no room for it.
     """
 
-    def __init__(self, block_bytes: int, confine: Callable[[int], object]) -> None:
+    def __init__(self, block_bytes: int) -> None:
         self.takes = False
         self.peak_bytes = 0
         self._block_bytes = block_bytes
@@ -105,11 +106,10 @@ class Writer:
         self._process = os.fork()
         if self._process == 0:
             try:
-                memory = OwnMemory()
-                confine(process)
+                end_with(process)
                 os.close(self._orders)
                 os.close(self._answers)
-                _serve(memoryview(self._ring), block_bytes, orders, answers, memory)
+                _serve(memoryview(self._ring), block_bytes, orders, answers)
             finally:
                 os._exit(0)
         os.close(orders)
@@ -134,6 +134,10 @@ class Writer:
             yield block
             self._send()
 
+    def begin(self) -> None:
+        """Say that a file follows in pieces: all further blocks that it is in have to be shared."""
+        self._unfinished = True
+
     def give(self, member: Member, job: Job) -> None:
         """Have a file, or a piece of one, written whose bytes are in the present block.
 
@@ -156,13 +160,19 @@ class Writer:
         while self._listen():
             pass
         os.close(self._answers)
-        os.waitpid(self._process, 0)
+        try:
+            _, _, usage = os.wait4(self._process, 0)
+            self.peak_bytes = usage.ru_maxrss * 1024
+        except ChildProcessError:  # where SIGCHLD is ignored, nobody is told
+            pass
         if len(self._free) < SLOTS:
             raise RuntimeError(_ENDED)
 
     def _send(self) -> None:
         slot = self._slot
         if slot is None:
+            if self._jobs:
+                raise RuntimeError("a file was given that lies in no shared block")
             return
         self._slot = None
         self.takes = False
@@ -172,9 +182,15 @@ class Writer:
         content = marshal.dumps(self._jobs)
         self._jobs.clear()
         self._waiting[slot], self._members = self._members, []
-        write_all(
-            self._orders, memoryview(len(content).to_bytes(4, "little") + bytes([slot]) + content)
-        )
+        order = len(content).to_bytes(4, "little") + bytes([slot]) + content
+        try:
+            write_all(self._orders, memoryview(order))
+        except BrokenPipeError:
+            # It has ended; the last thing it said is why.
+            os.set_blocking(self._answers, True)
+            while self._listen():
+                pass
+            raise RuntimeError(_ENDED) from None
 
     def _listen(self) -> bool:
         """Take back the slots that are free again; False at the end of the process."""
@@ -187,16 +203,11 @@ class Writer:
                 slot, index, making, number = marshal.loads(answers[at + 1 :])  # noqa: S302
                 error = OSError(number, os.strerror(number))
                 raise WriterFailed(self._waiting[slot][index], making=making, error=error)
-            if letter == _DONE:
-                self.peak_bytes = marshal.loads(answers[at + 1 :])  # noqa: S302
-                break
             self._free.append(letter)
         return bool(answers)
 
 
-def _serve(
-    ring: memoryview, block_bytes: int, orders: int, answers: int, memory: OwnMemory
-) -> None:
+def _serve(ring: memoryview, block_bytes: int, orders: int, answers: int) -> None:
     """Be the second process."""
     handle = -1
     while head := _read(orders, _HEAD_BYTES):
@@ -224,7 +235,6 @@ def _serve(
             os.write(answers, bytes([_FAILED]) + failure)
             return
         os.write(answers, head[4:5])
-    os.write(answers, bytes([_DONE]) + marshal.dumps(memory.peak_bytes()))
 
 
 def _read(handle: int, size: int) -> bytes:
