@@ -236,12 +236,13 @@ def _print(prepared: Prepared) -> None:
             size(source.bytes),
             str(source.files),
             size(source.tree_bytes),
-            f"{source.fetch_seconds + source.verify_seconds + source.unpack_seconds:.1f}",
+            f"{source.fetch_seconds + source.unpack_seconds + source.link_seconds:.1f}",
+            source.link_mode,
             printable(source.host),
         )
         for kind, source in prepared.sources.items()
     ]
-    headings = ("SOURCE", "ARCHIVE", "FILES", "UNPACKED", "SECONDS", "FROM")
+    headings = ("SOURCE", "ARCHIVE", "FILES", "UNPACKED", "SECONDS", "LINKED", "FROM")
     put_table(console, headings, rows, shrink="FROM")
     digests = [(str(kind), source.sha256) for kind, source in prepared.sources.items()]
     put_table(console, ("SOURCE", "SHA-256"), digests, shrink="SOURCE")

@@ -75,7 +75,15 @@ class Said:
     def table(self) -> list[list[str]]:
         """The first table, row by row, without its headings."""
         _path, headings, *lines = self.out.splitlines()
-        assert headings.split() == ["SOURCE", "ARCHIVE", "FILES", "UNPACKED", "SECONDS", "FROM"]
+        assert headings.split() == [
+            "SOURCE",
+            "ARCHIVE",
+            "FILES",
+            "UNPACKED",
+            "SECONDS",
+            "LINKED",
+            "FROM",
+        ]
         rows = lines[: [line.split() for line in lines].index(["SOURCE", "SHA-256"])]
         assert max(len(line) for line in [headings, *lines]) <= COLUMNS
         return [row.split() for row in rows]

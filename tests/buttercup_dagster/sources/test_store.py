@@ -14,11 +14,11 @@ from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.store import Store
 from task_api.task import Source, SourceType
 from tests.buttercup_dagster.sources.conftest import QUICK
-from tests.support.archives import digest
+from tests.support.archives import digest, source_archive
 from tests.support.faults import FaultServer, reply, serve
 from tests.support.waiting import wait_for
 
-DATA = random.Random(5).randbytes(200_000)
+DATA = source_archive({"curl/data": random.Random(5).randbytes(200_000)})
 WANT = digest(DATA)
 
 
@@ -66,8 +66,8 @@ def test_damaged_archive_is_fetched_again(server: FaultServer, tmp_path: Path, d
         path.symlink_to(tmp_path / "elsewhere")
     else:
         path.write_bytes(DATA[:-1] + (b"" if damage == "cut" else bytes([DATA[-1] ^ 1])))
-    again = store.obtain(source(url), limits=QUICK)
-    assert not again.cache_hit
+    again = store.tree(source(url), fetch_limits=QUICK)
+    assert not again.hit
     assert path.read_bytes() == DATA
     assert not path.is_symlink()
     assert server.count("/a") == 2
