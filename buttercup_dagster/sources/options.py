@@ -21,12 +21,13 @@ class FetchLimits:
         stall_bytes_per_second: a slower server is given up, as curl's low-speed limit does.
         total_seconds: for the whole call; None for no limit but the stop's deadline.
         attempts: tries per URL in a row that bring no new byte.
-        max_retry_seconds: how long one URL is tried without a new byte; later tries are for
-            whoever repeats the task.
+        max_retry_seconds: how long one URL is tried without a new byte, waits that its server
+            asked for aside; later tries are for whoever repeats the task.
         backoff_seconds: the first wait is up to this long, each further one up to twice as long.
         max_backoff_seconds: no wait is longer, unless the server asks for it.
         max_retry_after_seconds: a server that asks for a longer wait is given up.
-        reserve_bytes: free space that a download must leave on the disk.
+        reserve_bytes: free space that a download must leave on the disk; looked at before the
+            first byte and after every 256 MiB.
     """
 
     max_archive_bytes: int = 8 * GIBIBYTE
@@ -53,12 +54,15 @@ class FetchPolicy:
         block_private_addresses: whether only public addresses may be dialled.
         source_hosts: if not empty, the only hosts that may be contacted, redirects included.
             "example.org" is that host, "*.example.org" any host below it.
+        redirect_ports: ports that a redirect may lead to, besides the one of the URL that
+            redirects and the default ones (80 for http, 443 for https).
     """
 
     allow_file: bool = False
     file_roots: tuple[Path, ...] = ()
     block_private_addresses: bool = False
     source_hosts: tuple[str, ...] = ()
+    redirect_ports: tuple[int, ...] = ()
 
     def host_allowed(self, host: str) -> bool:
         """Whether this host may be contacted, as far as its name goes."""

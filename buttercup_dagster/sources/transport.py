@@ -1,4 +1,8 @@
-"""One HTTP request: connect, follow redirects hop by hop, hand out the body as it comes."""
+"""One HTTP request: connect, follow redirects hop by hop, hand out the body as it comes.
+
+Nothing but the URL and the policy decides who is contacted and what is sent: no proxy of the
+environment, no .netrc, no cookie.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +90,7 @@ class Answer:
         Raises:
             Offline, Truncated, Stalled, Stopped, DeadlinePassed: the rest will not come.
         """
-        with self._exchange.translated():
+        with self._exchange.translated(self._exchange.limits.read_seconds):
             data = self._response.read1(MEBIBYTE, decode_content=False)
         self._exchange.watchdog.count(len(data))
         # A connection cut by the stop or the watchdog may look like an ordinary end.
@@ -164,15 +168,19 @@ class _Exchange:
             raise self.watchdog.verdict
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Turn what HTTP, TLS and sockets raise inside the block into errors of the engine."""
+    def translated(self, patience_seconds: float) -> Iterator[None]:
+        """Turn what HTTP, TLS and sockets raise inside the block into errors of the engine.
+
+        Args:
+            patience_seconds: the time-out of the socket meanwhile.
+        """
         try:
             yield
         except SourceError:
             self.check()
             raise
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
-            failure = self._failure(error)
+            failure = self._failure(error, patience_seconds)
         else:
             return
         # Raised outside of the handler: the original may quote the URL with its query, and must
@@ -180,7 +188,7 @@ class _Exchange:
         self.check()
         raise failure
 
-    def _failure(self, error: Exception) -> SourceError:
+    def _failure(self, error: Exception, patience_seconds: float) -> SourceError:
         url = self.shown_url
         cause = error.__cause__ or error.__context__
         for known in (error, cause):
@@ -190,11 +198,14 @@ class _Exchange:
                     "renew it, or add its authority to this machine (SSL_CERT_FILE)"
                 )
             if isinstance(known, ReadTimeoutError | TimeoutError):
-                return Stalled(f"{url} sent nothing for {self.limits.read_seconds:g} s")
-            if isinstance(known, ConnectionError | ssl.SSLError):
+                return Stalled(f"{url} sent nothing for {patience_seconds:g} s")
+            if isinstance(known, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError):
                 return Offline(f"{url} closed the connection", code="reset")
-        if isinstance(error, IncompleteRead | http.client.IncompleteRead):
-            return Truncated(f"{url} ended the body early")
+            if isinstance(known, ssl.SSLError):
+                reason = printable(known.reason or "no reason given")
+                return Offline(f"TLS with {url} failed: {reason}", code="tls_failed")
+            if isinstance(known, IncompleteRead | http.client.IncompleteRead):
+                return Truncated(f"{url} ended the body early")
         return Truncated(
             f"{url} sent an answer that is not valid HTTP ({type(error).__name__})",
             code="bad_answer",
@@ -241,7 +252,8 @@ def request(
 ) -> Iterator[Answer]:
     """GET a URL; follow at most ten redirects, each judged by the policy.
 
-    Redirects lead to http and https only, never from https to http, never to a URL with a user.
+    Redirects lead to http and https only, never from https to http, never to a URL with a user,
+    and only to the port of the redirecting URL, the default one, or one that the policy names.
     A user in the URL itself is sent as Basic authorization, to that very origin only.
 
     Args:
@@ -277,7 +289,7 @@ def request(
                             return
                 finally:
                     connection.close()
-                url, parts = _next_hop(url, parts, response.headers["Location"])
+                url, parts = _next_hop(url, parts, response.headers["Location"], policy)
             raise Blocked(
                 f"more than {MOST_REDIRECTS} redirects, the last to {safe_url(url)}",
                 code="redirect_loop",
@@ -290,7 +302,9 @@ def _send(
     connection: HTTPConnection, parts: Url, headers: Mapping[str, str], exchange: _Exchange
 ) -> BaseHTTPResponse:
     exchange.check()
-    with exchange.translated():
+    with exchange.translated(exchange.limits.connect_seconds):
+        connection.connect()
+    with exchange.translated(exchange.limits.read_seconds):
         connection.request(
             "GET",
             parts.request_uri,
@@ -299,7 +313,16 @@ def _send(
             decode_content=False,
             enforce_content_length=True,
         )
-        return connection.getresponse()
+        response = connection.getresponse()
+    coding = response.headers.get("Transfer-Encoding", "chunked").strip().lower()
+    if coding != "chunked":
+        response.close()
+        raise Truncated(
+            f"{exchange.shown_url} sent its body in a transfer coding that was not asked for "
+            f"({printable(coding)})",
+            code="bad_answer",
+        )
+    return response
 
 
 def _connection(parts: Url, exchange: _Exchange) -> HTTPConnection:
@@ -321,7 +344,7 @@ def _connection(parts: Url, exchange: _Exchange) -> HTTPConnection:
     return connection
 
 
-def _next_hop(url: str, parts: Url, location: str) -> tuple[str, Url]:
+def _next_hop(url: str, parts: Url, location: str, policy: FetchPolicy) -> tuple[str, Url]:
     shown = safe_url(url)
     try:
         # Header fields arrive as Latin-1; a raw UTF-8 path must get its own bytes back.
@@ -341,6 +364,12 @@ def _next_hop(url: str, parts: Url, location: str) -> tuple[str, Url]:
         raise Blocked(f"{shown} redirects to a URL with a user name", code="blocked_redirect")
     if parts.scheme == "https" and following.scheme == "http":
         raise Blocked(f"{shown} redirects from https to http", code="blocked_redirect")
+    port = _origin(following)[2]
+    if port not in {_PORTS[following.scheme], _origin(parts)[2], *policy.redirect_ports}:
+        raise Blocked(
+            f"{shown} redirects to port {port}; give the URL that it leads to, if that is meant",
+            code="blocked_redirect",
+        )
     return target, following
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 import ssl
 import struct
+import termios
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,17 +30,38 @@ Behaviour = Callable[["FaultServer", Request, socket.socket], None]
 
 
 class FaultServer:
-    """Answers each request to a path with the next behaviour scripted for it; the last repeats."""
+    """Answers each request to a path with the next behaviour scripted for it; the last repeats.
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    Attributes:
+        requests: what was asked for, in order.
+        connections: how many there were.
+
+    Args:
+        tls: what to speak TLS with; None for plain HTTP.
+        host: loopback address to listen on.
+        port: port to listen on; 0 for any free one.
+        greeting: what to send before anything was asked.
+    """
+
+    def __init__(
+        self,
+        tls: ssl.SSLContext | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        greeting: bytes = b"",
+    ) -> None:
         self.requests: list[Request] = []
+        self.connections = 0
+        self.host = host
         self.closing = threading.Event()
         self._tls = tls
+        self._greeting = greeting
         self._scripts: dict[str, list[Behaviour]] = {}
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._listener = socket.create_server((host, port), backlog=64)
         self._threads: list[threading.Thread] = []
-        self._connections: list[socket.socket] = []
+        self._opened: list[socket.socket] = []
 
     @property
     def port(self) -> int:
@@ -61,8 +84,8 @@ class FaultServer:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with self._lock:
-            connections = list(self._connections)
-        for connection in connections:
+            opened = list(self._opened)
+        for connection in opened:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
@@ -75,7 +98,7 @@ class FaultServer:
 
     def url(self, path: str) -> str:
         scheme = "https" if self._tls else "http"
-        return f"{scheme}://127.0.0.1:{self.port}{path}"
+        return f"{scheme}://{self.host}:{self.port}{path}"
 
     def count(self, path: str) -> int:
         """How many requests a path had."""
@@ -92,7 +115,8 @@ class FaultServer:
                 return
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             with self._lock:
-                self._connections.append(connection)
+                self.connections += 1
+                self._opened.append(connection)
                 self._threads.append(thread)
             thread.start()
 
@@ -102,6 +126,8 @@ class FaultServer:
             if self._tls:
                 connection = self._tls.wrap_socket(connection, server_side=True)
                 stack.callback(connection.close)
+            if self._greeting:
+                connection.sendall(self._greeting)
             request = self._read(connection)
             if request is None:
                 return
@@ -170,7 +196,7 @@ def serve(
         ranges: whether Range is honoured.
         cut_after: send only so many bytes of this answer, then do what `then` says.
         then: "close", "reset", "stall" (until the client or the server goes away).
-        content_range: a Content-Range to send instead of the right one.
+        content_range: a Content-Range to send instead of the right one; empty for none at all.
         fields: further fields, with `_` for `-`.
     """
     named = {name.replace("_", "-"): value for name, value in fields.items()}
@@ -188,11 +214,10 @@ def serve(
                 reply(416, Content_Range=f"bytes */{len(data)}")(server, request, connection)
                 return
             status = 206
-            head["Content-Range"] = (
-                f"bytes {start}-{len(data) - 1}/{len(data)}"
-                if content_range is None
-                else content_range
-            )
+            if content_range is None:
+                head["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            elif content_range:
+                head["Content-Range"] = content_range
         body = data[start:]
         head.setdefault("Content-Length", str(len(body)))
         connection.sendall(_head(status, head) + body[:cut_after])
@@ -204,21 +229,40 @@ def serve(
 
 def _end(server: FaultServer, connection: socket.socket, then: str) -> None:
     if then == "reset":
-        # Wait for the client to have read what was sent: a reset may overtake it.
+        # A reset overtakes what was not sent yet.
+        wait_for(lambda: not _unsent(connection), "the client to take what was sent")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     elif then == "stall":
         connection.settimeout(30)
         connection.recv(1)
 
 
-def chunked(data: bytes, *, last: bool = True) -> Behaviour:
-    """A chunked body; without its last chunk it is cut."""
+def _unsent(connection: socket.socket) -> int:
+    (size,) = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))
+    return int(size)
 
-    def behave(_server: FaultServer, _request: Request, connection: socket.socket) -> None:
-        body = b"%x\r\n%s\r\n" % (len(data), data) + (b"0\r\n\r\n" if last else b"")
-        connection.sendall(_head(200, {"Transfer-Encoding": "chunked"}) + body)
+
+def multipart(data: bytes) -> Behaviour:
+    """The range that was asked for, wrapped as the only one of several."""
+
+    def behave(server: FaultServer, request: Request, connection: socket.socket) -> None:
+        start = int(request.fields["range"].removeprefix("bytes=").removesuffix("-"))
+        place = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        body = (
+            f"--xyz\r\nContent-Range: {place}\r\n\r\n".encode() + data[start:] + b"\r\n--xyz--\r\n"
+        )
+        answer = reply(206, body, Content_Type="multipart/byteranges; boundary=xyz")
+        answer(server, request, connection)
 
     return behave
+
+
+def chunked(data: bytes, *, last: bool = True, status: int = 200, **fields: str) -> Behaviour:
+    """A chunked body; without its last chunk it is cut. Fields are named as in `reply`."""
+    named = {name.replace("_", "-"): value for name, value in fields.items()}
+    head = _head(status, {"Transfer-Encoding": "chunked", **named})
+    body = b"%x\r\n%s\r\n" % (len(data), data) + (b"0\r\n\r\n" if last else b"")
+    return raw(head + body)
 
 
 def endless(piece: bytes = bytes(65536)) -> Behaviour:

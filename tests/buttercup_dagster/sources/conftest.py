@@ -10,6 +10,8 @@ from buttercup_dagster.sources.options import DEFAULT_POLICY
 from buttercup_dagster.sources.stop import Stop
 from tests.support.faults import FaultServer
 
+Download = Callable[..., Fetched]
+
 QUICK = FetchLimits(
     connect_seconds=5,
     read_seconds=5,
@@ -28,7 +30,7 @@ def server() -> Iterator[FaultServer]:
 
 
 @pytest.fixture
-def download(tmp_path: Path) -> Callable[..., Fetched]:
+def download(tmp_path: Path) -> Download:
     """Fetch into a folder that holds nothing else; whatever happens, nothing may be left there."""
     folder = tmp_path / "downloads"
     folder.mkdir()
