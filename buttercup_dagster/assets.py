@@ -171,6 +171,8 @@ def source_metadata(task_id: str, source: PreparedSource) -> dict[str, Any]:
     }
     if source.dropped_links:
         found["links_left_out"] = source.dropped_links
+    if source.condemned:
+        found["hosts_with_other_bytes"] = ", ".join(source.condemned)
     return found
 
 

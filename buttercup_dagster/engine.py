@@ -10,7 +10,7 @@ from typing import Self
 from buttercup_dagster.settings import DownloaderSettings
 from buttercup_dagster.sources import prepare as preparing
 from buttercup_dagster.sources.archive import Limits
-from buttercup_dagster.sources.collect import Watermarks
+from buttercup_dagster.sources.collect import Collection, Watermarks, collect
 from buttercup_dagster.sources.fetch import FetchLimits, FetchPolicy
 from buttercup_dagster.sources.prepare import (
     DEFAULT_OPTIONS,
@@ -20,6 +20,8 @@ from buttercup_dagster.sources.prepare import (
     Workspace,
 )
 from buttercup_dagster.sources.stop import Stop
+from buttercup_dagster.sources.store import Store
+from buttercup_dagster.sources.verify import Verification, verify
 from task_api.task import Task
 
 
@@ -111,3 +113,41 @@ class Engine:
     def remove(self, task_id: str, *, stop: Stop, unwanted: Callable[[], bool]) -> bool:
         """Remove a prepared folder; see `sources.prepare.remove_prepared`."""
         return preparing.remove_prepared(task_id, self.workspace, stop, unwanted=unwanted)
+
+    def verify(
+        self,
+        *,
+        full: bool,
+        repair: bool,
+        stop: Stop,
+        on_progress: Callable[[str, int, int], None] = _nothing,
+    ) -> Verification:
+        """Compare archives, trees and tasks with what was written; see `sources.verify`."""
+        return verify(
+            self.workspace,
+            full=full,
+            repair=repair,
+            limits=self.options.limits,
+            stop=stop,
+            on_progress=on_progress,
+        )
+
+    def collect(
+        self,
+        *,
+        everything: bool,
+        dry_run: bool,
+        stop: Stop,
+        on_progress: Callable[[int, int], None] = _nothing,
+    ) -> Collection | None:
+        """Clear up, and remove what no task needs; see `sources.collect`."""
+        if not dry_run and self.workspace.tasks.is_dir():
+            preparing.clean_staging(self.workspace)
+        return collect(
+            Store(self.workspace.store),
+            self.options.watermarks,
+            everything=everything,
+            dry_run=dry_run,
+            stop=stop,
+            on_progress=on_progress,
+        )

@@ -58,7 +58,7 @@ class Usage:
     """How full it is.
 
     Attributes:
-        store_bytes: archives, and about what the trees take on the disk.
+        store_bytes: archives, what is in quarantine, and about what the trees take on the disk.
         free_bytes: that the disk still has for this user.
     """
 

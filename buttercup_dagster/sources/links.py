@@ -58,6 +58,7 @@ _UNSUPPORTED: Final = frozenset(
 )
 """The way does not work between these two places; the next one may."""
 
+_FILE: Final = ord("f")
 _STOP_EVERY: Final = 256
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -143,27 +144,35 @@ class _Linking:
         """Link all of a section."""
         folders: list[bytes] = []
         times: list[tuple[bytes, bytes]] = []
-        modes: dict[bytes, int] = {}
-        source, target = self._source, self._target
-        status_of, link, make_folder = os.stat, os.link, os.mkdir
-        left = _STOP_EVERY
+        # A tree may have a hundred thousand files: what is done for each stands here, in one place.
         rows = section.rows.split(b"\n")
         rows.pop()
+        source, target = self._source, self._target
+        status_of, link, done = os.stat, os.link, self._done
+        modes: dict[bytes, int] = {}
         path = b""
         try:
-            for row in rows:
-                left -= 1
-                if not left:
-                    self._stop.check()
-                    left = _STOP_EVERY
-                kind, mode, size, mtime, path, *other = row.split(b"\t")
-                if kind == b"f":
+            for start in range(0, len(rows), _STOP_EVERY):
+                self._stop.check()
+                for row in rows[start : start + _STOP_EVERY]:
+                    if row[0] != _FILE:
+                        kind, _, _, mtime, path, *other = row.split(b"\t")
+                        if kind == b"d":
+                            self._add_folder(path)
+                            folders.append(path)
+                        elif kind == b"t" and path:
+                            times.append((path, mtime))
+                        elif kind == b"h":
+                            self._add_name(path, other[0])
+                        elif kind == b"l":
+                            self._add_symlink(path, mtime, other[0])
+                        continue
+                    _, mode, size, mtime, path = row.split(b"\t")
                     status = status_of(path, dir_fd=source, follow_symlinks=False)
-                    expected = modes.get(mode)
-                    if expected is None:
-                        expected = modes[mode] = stat.S_IFREG | int(mode, 8)
+                    if mode not in modes:
+                        modes[mode] = stat.S_IFREG | int(mode, 8)
                     if (
-                        status.st_mode != expected
+                        status.st_mode != modes[mode]
                         or status.st_size != int(size)
                         or status.st_mtime_ns // 1_000_000_000 != int(mtime)
                     ):
@@ -180,21 +189,9 @@ class _Linking:
                         except OSError as error:
                             self._after(error, path, status)
                         else:
-                            self._done.add("hardlink")
+                            done.add("hardlink")
                     else:
                         self._make(path, status)
-                elif kind == b"d":
-                    status = status_of(path, dir_fd=source, follow_symlinks=False)
-                    if status.st_mode != stat.S_IFDIR | FOLDER_MODE:
-                        raise _changed(path, "is not the folder that was unpacked")
-                    make_folder(path, FOLDER_MODE, dir_fd=target)
-                    folders.append(path)
-                elif kind == b"t" and path:
-                    times.append((path, mtime))
-                elif kind == b"h":
-                    self._add_name(path, other[0])
-                elif kind == b"l":
-                    self._add_symlink(path, mtime, other[0])
         except FileNotFoundError:
             raise _changed(path, "is missing") from None
         except NotADirectoryError:
@@ -202,6 +199,12 @@ class _Linking:
         except OSError as error:
             raise storage_error(error, _LINKING) from error
         self._finish(folders, times)
+
+    def _add_folder(self, path: bytes) -> None:
+        status = os.stat(path, dir_fd=self._source, follow_symlinks=False)
+        if status.st_mode != stat.S_IFDIR | FOLDER_MODE:
+            raise _changed(path, "is not the folder that was unpacked")
+        os.mkdir(path, FOLDER_MODE, dir_fd=self._target)
 
     def _make(self, path: bytes, status: os.stat_result) -> None:
         """Make a file by the first way that works; ways that do not are not tried again."""

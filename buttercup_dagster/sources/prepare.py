@@ -146,6 +146,7 @@ class PreparedSource:
         path: its folder below the published task.
         names: the first 200 paths of its tree, escaped, relative to the task's folder.
         dropped_links: how many symbolic links were left out since they lead out of the tree.
+        condemned: hosts that gave other bytes than those of the digest.
     """
 
     sha256: str
@@ -162,6 +163,7 @@ class PreparedSource:
     path: Path
     names: tuple[str, ...]
     dropped_links: int
+    condemned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,6 +478,7 @@ def _summary(laid: _Laid, path: Path) -> PreparedSource:
         path=path / laid.placed.folder,
         names=laid.placed.manifest.first_names(),
         dropped_links=manifest.totals.dropped,
+        condemned=obtained.condemned,
     )
 
 

@@ -39,16 +39,17 @@ from buttercup_dagster.sources.options import DEFAULT_FETCH_LIMITS, DEFAULT_POLI
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.trees import (
     EscapingLinks,
-    Marker,
     StoredTree,
     Trees,
     tree_key,
 )
+from buttercup_dagster.sources.unfinished import clean_parts
 from task_api.task import Source, is_digest, printable
 
 CACHE: Final = "store"
 """What stands for a host where an archive was not fetched but here already."""
 
+PARTS_NAME: Final = "parts"
 ARCHIVE_MODE: Final = 0o444
 
 
@@ -71,6 +72,7 @@ class Obtained:
         seconds: of fetching, in which it is hashed; 0 for a cache hit.
         host: host that gave it; "store" for a cache hit.
         attempts: requests made.
+        condemned: hosts that gave other bytes than those of the digest.
     """
 
     path: Path
@@ -80,6 +82,7 @@ class Obtained:
     seconds: float
     host: str
     attempts: int = 0
+    condemned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class Store:
     Below the root:
         archives/sha256/<first two digits>/<digest>   an archive, read-only
         trees/<key>/                                  its tree (see `trees.py`)
-        parts/                                        downloads under way
+        parts/                                        unfinished downloads (see `unfinished.py`)
         staging/                                      trees that are being unpacked
         leases/<digest>/<task_id>                     who needs an archive (see `leases.py`)
         locks/                                        of digests, keys, tasks and the collector
@@ -186,20 +189,23 @@ class Store:
         """
         stop = stop or Stop()
 
-        def download(folder: Path, sha256: str | None) -> Fetched:
+        def download(destination: Path, sha256: str | None) -> Fetched:
+            make_folder(destination.parent)
+            make_folder(self.root / PARTS_NAME, 0o700)
             return fetch(
                 source.urls,
-                folder / "archive",
+                destination,
                 sha256=sha256,
                 limits=limits,
                 policy=policy,
                 stop=stop,
                 on_progress=on_progress,
+                parts=self.root / PARTS_NAME,
             )
 
         if not source.sha256:
-            with self._parts("any") as folder:
-                fetched = download(folder, None)
+            with self.staging("any") as folder:
+                fetched = download(folder / "archive", None)
                 if lease is not None:
                     lease.take(fetched.sha256, stop)
                 with locked(self.lock_path(fetched.sha256), stop):
@@ -210,9 +216,19 @@ class Store:
         with locked(self.lock_path(digest), stop):
             if found := self._found(digest):
                 return found
-            remove_tree(self.archive_path(digest))
-            with self._parts(digest) as folder:
-                return self._file(download(folder, digest))
+            path = self.archive_path(digest)
+            remove_tree(path)
+            return self._filed(download(path, digest))
+
+    def unread(self, digest: str, size: int) -> Obtained:
+        """An archive as its tree's marker describes it; it may not be here any more.
+
+        Args:
+            digest: of the archive.
+            size: of the archive, bytes.
+        """
+        path = self.archive_path(digest)
+        return Obtained(path, path.name, size, cache_hit=True, seconds=0.0, host=CACHE)
 
     def remove(self, digest: str) -> bool:
         """Remove an archive; its tree stays.
@@ -307,7 +323,7 @@ class Store:
             for last in (False, False, True):
                 if found := self.trees.find(key):
                     self.touch(self.trees.marker_path(key))
-                    obtained = obtained or self._unread(found.marker)
+                    obtained = obtained or self.unread(digest, found.marker.archive_bytes)
                     on_obtained(obtained)
                     return Grown(found, obtained, hit=True, seconds=0.0)
                 self.trees.withdraw(key, trash)
@@ -345,10 +361,37 @@ class Store:
         """
         with self.staging(key) as folder:
             tree = folder / "tree"
-            manifest = _unpack(obtained, tree, key, limits, stop)
+            manifest = self.unpack(obtained, tree, key, limits, stop)
             return self.trees.put(
                 key, tree, manifest, digest=obtained.sha256, archive_bytes=obtained.bytes
             )
+
+    @staticmethod
+    def unpack(
+        obtained: Obtained, destination: Path, key: str, limits: Limits, stop: Stop
+    ) -> Manifest:
+        """Unpack a stored archive anywhere, as the tree of a key would be.
+
+        Raises:
+            DigestMismatch: the archive's bytes are wrong.
+            FileNotFoundError: it is not there.
+            SourceError: as `archive.unpack` does.
+        """
+        digest = hashlib.sha256()
+        with obtained.path.open("rb", buffering=0) as file:
+            while data := file.read(MEBIBYTE):
+                stop.check()
+                digest.update(data)
+        if digest.hexdigest() != obtained.sha256:
+            raise DigestMismatch(
+                f"the stored archive {obtained.sha256} has other bytes",
+                got=digest.hexdigest(),
+                want=obtained.sha256,
+            )
+        manifest = unpack(obtained.path, destination, limits, stop=stop)
+        if key.endswith("-refuse") and manifest.totals.dropped:
+            raise ArchiveError("a link leads out of the tree", code="escaping_link")
+        return manifest
 
     def drop_tree(self, key: str, stop: Stop | None = None) -> bool:
         """Remove a tree, such as one that somebody changed; its archive stays.
@@ -381,13 +424,16 @@ class Store:
             yield folder
 
     def clean(self) -> list[str]:
-        """Remove what processes left behind when they died; the names of what was removed.
+        """Remove what processes left behind when they died, and parts nobody came back for.
+
+        Returns:
+            The names of what was removed.
 
         Raises:
             StorageError: something cannot be removed.
         """
-        removed: list[str] = []
-        for name in ("parts", "staging", "trash"):
+        removed = clean_parts(self.root / PARTS_NAME)
+        for name in ("staging", "trash"):
             removed += clean_private_folders(self.root / name)
         return removed
 
@@ -407,13 +453,6 @@ class Store:
 
     # --- inside ------------------------------------------------------------------------------
 
-    def _parts(self, prefix: str) -> AbstractContextManager[Path]:
-        make_folder(self.root / "parts", 0o700)
-        # What cannot be removed is in nobody's way.
-        with contextlib.suppress(SourceError):
-            self.clean()
-        return private_folder(self.root / "parts", prefix)
-
     def _file(self, fetched: Fetched) -> Obtained:
         """Put a fetched archive into its place. The lock of its digest must be held."""
         path = self.archive_path(fetched.sha256)
@@ -421,15 +460,19 @@ class Store:
         with storing("cannot file the archive", path):
             fetched.path.rename(path)
             sync_folder(path.parent)
-        self.touch(path)
+        return self._filed(replace(fetched, path=path))
+
+    def _filed(self, fetched: Fetched) -> Obtained:
+        self.touch(fetched.path)
         return Obtained(
-            path=path,
+            path=fetched.path,
             sha256=fetched.sha256,
             bytes=fetched.bytes,
             cache_hit=False,
             seconds=fetched.seconds,
             host=fetched.host,
             attempts=fetched.attempts,
+            condemned=fetched.condemned,
         )
 
     def _found(self, digest: str) -> Obtained | None:
@@ -444,37 +487,8 @@ class Store:
         self.touch(path)
         return Obtained(path, digest, status.st_size, cache_hit=True, seconds=0.0, host=CACHE)
 
-    def _unread(self, marker: Marker) -> Obtained:
-        """What is known of an archive whose tree is here."""
-        return Obtained(
-            self.archive_path(marker.digest),
-            marker.digest,
-            marker.archive_bytes,
-            cache_hit=True,
-            seconds=0.0,
-            host=CACHE,
-        )
-
 
 def _checked(digest: str) -> str:
     if not is_digest(digest):
         raise SpecError(f"{printable(digest)!r} is not a SHA-256 digest; give 64 hex digits")
     return digest.lower()
-
-
-def _unpack(obtained: Obtained, tree: Path, key: str, limits: Limits, stop: Stop) -> Manifest:
-    digest = hashlib.sha256()
-    with obtained.path.open("rb", buffering=0) as file:
-        while data := file.read(MEBIBYTE):
-            stop.check()
-            digest.update(data)
-    if digest.hexdigest() != obtained.sha256:
-        raise DigestMismatch(
-            f"the stored archive {obtained.sha256} has other bytes",
-            got=digest.hexdigest(),
-            want=obtained.sha256,
-        )
-    manifest = unpack(obtained.path, tree, limits, stop=stop)
-    if key.endswith("-refuse") and manifest.totals.dropped:
-        raise ArchiveError("a link leads out of the tree", code="escaping_link")
-    return manifest

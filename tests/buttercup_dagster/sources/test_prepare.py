@@ -82,9 +82,8 @@ def left_over(workspace: Workspace) -> list[str]:
     staging = list(workspace.staging.iterdir()) if workspace.staging.exists() else []
     tasks = [p for p in workspace.tasks.iterdir() if not p.name.startswith(".")]
     manifests = list((workspace.tasks / ".manifests").iterdir())
-    parts_folder = workspace.store / "parts"
-    parts = list(parts_folder.iterdir()) if parts_folder.exists() else []
-    return [str(p) for p in (*staging, *tasks, *manifests, *parts)]
+    private = [p for name in ("staging", "trash") for p in (workspace.store / name).glob("*")]
+    return [str(p) for p in (*staging, *tasks, *manifests, *private)]
 
 
 def test_task_is_laid_out_as_its_readers_expect(server: FaultServer, workspace: Workspace) -> None:
