@@ -243,10 +243,10 @@ class Trees:
         found = False
         # The marker first: from then on there is no such tree.
         paths = [self.marker_path(key), self.path(key), self.manifest_path(key), *self._half(key)]
-        for number, path in enumerate(paths):
+        for path in paths:
             with storing("cannot remove the tree", path):
                 try:
-                    path.rename(aside / f"{number}.{key}")
+                    path.rename(aside / secrets.token_hex(8))
                 except FileNotFoundError:
                     continue
                 found = True
