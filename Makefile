@@ -36,6 +36,10 @@ test: $(READY) ## Run the tests (starts a Redis of its own; under ten minutes)
 demo: $(READY) ## From nothing to a prepared task, in under two minutes
 	$(BIN)/buttercup demo
 
+.PHONY: bench
+bench: $(READY) ## Measure the source engine against tar, tarfile and curl
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 .PHONY: check
 check: $(READY) ## Lint, check the format and the types, validate the Dagster definitions
 	$(BIN)/ruff check .

@@ -20,12 +20,12 @@ from buttercup_dagster.packing.tarball import (
     unfit_target,
 )
 from buttercup_dagster.sources.options import MEBIBYTE
-from buttercup_dagster.sources.tar import Kind
+from buttercup_dagster.sources.unpacking.tar import DIRECTORY, FILE, SYMLINK
 
 _KINDS: Final = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFREG: FILE,
+    stat.S_IFDIR: DIRECTORY,
+    stat.S_IFLNK: SYMLINK,
 }
 _SPECIAL: Final = {
     stat.S_IFSOCK: "a socket",
@@ -78,13 +78,13 @@ class FolderContent:
     def _below(self, folder: int, parent: bytes) -> Iterator[Entry]:
         for name, kind in self._names(folder, parent):
             path = parent + name
-            if kind is Kind.SYMLINK:
+            if kind is SYMLINK:
                 target = self._target(folder, name, path)
                 if reason := unfit_target(target):
                     self._left_out.append(LeftOut(shown(path), reason))
                 else:
                     yield Entry(path, kind, target=target)
-            elif kind is Kind.DIRECTORY:
+            elif kind is DIRECTORY:
                 handle = self._open(path, _FOLDER | os.O_NOFOLLOW, folder, name)
                 try:
                     yield Entry(path, kind)
@@ -107,9 +107,9 @@ class FolderContent:
                 finally:
                     os.close(handle)
 
-    def _names(self, folder: int, parent: bytes) -> list[tuple[bytes, Kind]]:
+    def _names(self, folder: int, parent: bytes) -> list[tuple[bytes, str]]:
         """What a folder holds of what can be packed, in order."""
-        found: list[tuple[bytes, Kind]] = []
+        found: list[tuple[bytes, str]] = []
         path = parent
         try:
             with os.scandir(folder) as listing:

@@ -37,8 +37,8 @@ from buttercup_dagster.packing.tarball import (
     unfit_name,
     unfit_target,
 )
-from buttercup_dagster.sources.picture import MOST_PATH_BYTES
-from buttercup_dagster.sources.tar import Kind
+from buttercup_dagster.sources.unpacking.picture import MOST_PATH_BYTES
+from buttercup_dagster.sources.unpacking.tar import DIRECTORY, FILE, SYMLINK
 from task_api.task import printable
 
 _COMMIT: Final = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\n\Z")
@@ -307,10 +307,10 @@ class _Item:
     object_id: bytes
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> str:
         if self.mode == _SUBMODULE:
-            return Kind.DIRECTORY
-        return Kind.SYMLINK if self.mode == _SYMLINK else Kind.FILE
+            return DIRECTORY
+        return SYMLINK if self.mode == _SYMLINK else FILE
 
 
 class GitTree:
@@ -342,18 +342,18 @@ class GitTree:
         self.left_out_names.clear()
         items = [item for item in self._items if self._fits(item)]
         places: list[tuple[bytes, _Item | None]] = [(order(i.name, i.kind), i) for i in items]
-        places += [(order(name, Kind.DIRECTORY), None) for name in self._folders(items)]
+        places += [(order(name, DIRECTORY), None) for name in self._folders(items)]
         places.sort(key=lambda place: place[0])
-        ids = [item.object_id for _, item in places if item and item.kind is not Kind.DIRECTORY]
+        ids = [item.object_id for _, item in places if item and item.kind is not DIRECTORY]
         with self._repository.blobs(ids, self._where) as blobs:
             for place, item in places:
-                if item is None or item.kind is Kind.DIRECTORY:
-                    yield Entry(place.removesuffix(b"/"), Kind.DIRECTORY)
+                if item is None or item.kind is DIRECTORY:
+                    yield Entry(place.removesuffix(b"/"), DIRECTORY)
                     continue
                 size = blobs.next(item.name)
-                if item.kind is Kind.FILE:
+                if item.kind is FILE:
                     executable = bool(int(item.mode, 8) & 0o100)
-                    yield Entry(item.name, Kind.FILE, size, executable, blocks=blobs.data())
+                    yield Entry(item.name, FILE, size, executable, blocks=blobs.data())
                     continue
                 # What a commit calls a link may be of any length; this much is too long already.
                 kept = size <= MOST_PATH_BYTES
@@ -361,7 +361,7 @@ class GitTree:
                 if reason := unfit_target(target):
                     self._leave_out(item, reason)
                 else:
-                    yield Entry(item.name, Kind.SYMLINK, target=target)
+                    yield Entry(item.name, SYMLINK, target=target)
 
     def _fits(self, item: _Item) -> bool:
         if reason := unfit_name(item.name):

@@ -22,8 +22,13 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 from buttercup_dagster.packing.errors import PackingError
-from buttercup_dagster.sources.picture import MOST_COMPONENT_BYTES, MOST_PATH_BYTES, clean_name
-from buttercup_dagster.sources.tar import BLOCK, ArchiveError, Kind
+from buttercup_dagster.sources.unpacking.picture import (
+    MOST_COMPONENT_BYTES,
+    MOST_PATH_BYTES,
+    clean_name,
+)
+from buttercup_dagster.sources.unpacking.refusal import Refusal
+from buttercup_dagster.sources.unpacking.tar import BLOCK, DIRECTORY, FILE, SYMLINK
 from task_api.task import printable
 
 OMITTED_NAMES: Final = frozenset({b".git", b".aixcc"})
@@ -80,7 +85,7 @@ class Entry:
     """
 
     name: bytes
-    kind: Kind
+    kind: str
     size: int = 0
     executable: bool = False
     target: bytes = b""
@@ -136,15 +141,15 @@ class MemoryContent:
     def entries(self) -> Generator[Entry, None, None]:
         """The files, sorted by name."""
         for name, data in sorted(self._files.items()):
-            yield Entry(name, Kind.FILE, len(data), blocks=(data,))
+            yield Entry(name, FILE, len(data), blocks=(data,))
 
 
-def order(name: bytes, kind: Kind) -> bytes:
+def order(name: bytes, kind: str) -> bytes:
     """What entries are sorted by: the name as it stands in the archive.
 
     The slash behind a folder makes this the order in which git lists files, too.
     """
-    return name + b"/" if kind is Kind.DIRECTORY else name
+    return name + b"/" if kind is DIRECTORY else name
 
 
 def shown(name: bytes) -> str:
@@ -161,8 +166,8 @@ def unfit_name(name: bytes) -> str | None:
     """
     path = _LONGEST_TOP + b"/" + name
     try:
-        clean = clean_name(path, lambda code, text: ArchiveError(text, code=code))
-    except ArchiveError as error:
+        clean = clean_name(path, Refusal)
+    except Refusal as error:
         return str(error)
     return None if clean == path else "the name has an empty or '.' component"
 
@@ -235,7 +240,7 @@ def _write_entries(
     mtime = entry_mtime()
     files = packed = 0
     before = b""
-    sink.write(_header(top, Entry(b"", Kind.DIRECTORY), mtime))
+    sink.write(_header(top, Entry(b"", DIRECTORY), mtime))
     with contextlib.closing(content.entries()) as entries:
         for entry in entries:
             place = order(entry.name, entry.kind)
@@ -243,7 +248,7 @@ def _write_entries(
                 raise ValueError(f"{shown(entry.name)!r} comes twice or out of order")
             before = place
             sink.write(_header(top + b"/" + entry.name, entry, mtime))
-            if entry.kind is not Kind.FILE:
+            if entry.kind is not FILE:
                 continue
             files += 1
             left = entry.size
@@ -262,9 +267,9 @@ def _write_entries(
 def _header(name: bytes, entry: Entry, mtime: int) -> bytes:
     info = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
     info.mtime = mtime
-    if entry.kind is Kind.DIRECTORY:
+    if entry.kind is DIRECTORY:
         info.type, info.mode = tarfile.DIRTYPE, FOLDER_MODE
-    elif entry.kind is Kind.SYMLINK:
+    elif entry.kind is SYMLINK:
         info.type, info.mode = tarfile.SYMTYPE, 0o777
         info.linkname = entry.target.decode("utf-8", "surrogateescape")
     else:

@@ -13,7 +13,8 @@ The error tree of the engine:
         ├── DigestMismatch      complete, but not the archive that was asked for
         ├── TooLarge            above a limit for archives
         ├── TlsError            the server's certificate is not valid
-        ├── ArchiveError        the archive is refused (tar.py; archive.py exports it)
+        ├── ArchiveError        the archive is refused; .code, .entry_number, .offset, .name
+        ├── UnpackerDied        the process that unpacks was killed (retryable)
         ├── LayoutError         the unpacked tree does not make a task folder
         ├── StorageError        the disk failed (retryable)
         │   ├── NoSpace         the disk or the quota is full (retryable)
@@ -149,6 +150,44 @@ class TlsError(SourceError):
     """The certificate of the server is expired, of another host, or signed by nobody known."""
 
     default_code = "tls"
+
+
+class ArchiveError(SourceError):
+    """An archive that is refused.
+
+    Attributes:
+        code: why, for programs.
+        entry_number: which entry of the archive, counted from 1; 0 for the archive as a whole.
+        offset: byte of the unpacked stream at which the entry begins.
+        name: its name, escaped; empty if it has none yet.
+    """
+
+    default_code = "archive"
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        code: str,
+        entry_number: int = 0,
+        offset: int = 0,
+        name: bytes = b"",
+    ) -> None:
+        self.entry_number = entry_number
+        self.offset = offset
+        self.name = printable(name.decode("utf-8", "surrogateescape"), limit=200)
+        where = ""
+        if entry_number:
+            where = f" (entry {entry_number} at byte {offset}"
+            where += f", '{self.name}')" if self.name else ")"
+        super().__init__(f"{text}{where}", code=code)
+
+
+class UnpackerDied(SourceError):
+    """The process that unpacks ended without a word: it was killed, or could not start."""
+
+    default_code = "unpacker_died"
+    default_retryable = True
 
 
 class LayoutError(SourceError):
