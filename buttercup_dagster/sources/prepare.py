@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from buttercup_dagster.sources.archive import DEFAULT_LIMITS, Limits
+from buttercup_dagster.sources.archive import DEFAULT_LIMITS, EscapingLinks, Limits
 from buttercup_dagster.sources.collect import (
     DEFAULT_WATERMARKS,
     Watermarks,
@@ -44,7 +44,6 @@ from buttercup_dagster.sources.options import DEFAULT_FETCH_LIMITS, DEFAULT_POLI
 from buttercup_dagster.sources.publish import Publication, withdraw
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.store import Grown, Obtained, Store
-from buttercup_dagster.sources.trees import EscapingLinks
 from task_api.task import Source, SourceType, Task, normalize_uuid, problems_of
 
 STAGING_NAME: Final = ".staging"

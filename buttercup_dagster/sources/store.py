@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import secrets
 import stat
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
-from buttercup_dagster.sources.archive import DEFAULT_LIMITS, ArchiveError, Limits, unpack
+from buttercup_dagster.sources.archive import DEFAULT_LIMITS, EscapingLinks, Limits, unpack
 from buttercup_dagster.sources.disk import (
     clean_private_folders,
     locked,
@@ -35,12 +34,12 @@ from buttercup_dagster.sources.errors import (
 from buttercup_dagster.sources.fetch import Fetched, FetchLimits, FetchPolicy, Progress, fetch
 from buttercup_dagster.sources.leases import Leases
 from buttercup_dagster.sources.manifest import Manifest
-from buttercup_dagster.sources.options import DEFAULT_FETCH_LIMITS, DEFAULT_POLICY, MEBIBYTE
+from buttercup_dagster.sources.options import DEFAULT_FETCH_LIMITS, DEFAULT_POLICY
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.trees import (
-    EscapingLinks,
     StoredTree,
     Trees,
+    escaping_links_in,
     tree_key,
 )
 from buttercup_dagster.sources.unfinished import clean_parts
@@ -377,21 +376,14 @@ class Store:
             FileNotFoundError: it is not there.
             SourceError: as `archive.unpack` does.
         """
-        digest = hashlib.sha256()
-        with obtained.path.open("rb", buffering=0) as file:
-            while data := file.read(MEBIBYTE):
-                stop.check()
-                digest.update(data)
-        if digest.hexdigest() != obtained.sha256:
-            raise DigestMismatch(
-                f"the stored archive {obtained.sha256} has other bytes",
-                got=digest.hexdigest(),
-                want=obtained.sha256,
-            )
-        manifest = unpack(obtained.path, destination, limits, stop=stop)
-        if key.endswith("-refuse") and manifest.totals.dropped:
-            raise ArchiveError("a link leads out of the tree", code="escaping_link")
-        return manifest
+        return unpack(
+            obtained.path,
+            destination,
+            limits,
+            sha256=obtained.sha256,
+            escaping_links=escaping_links_in(key),
+            stop=stop,
+        )
 
     def drop_tree(self, key: str, stop: Stop | None = None) -> bool:
         """Remove a tree, such as one that somebody changed; its archive stays.

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import stat
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
+from buttercup_dagster.sources.archive import EscapingLinks
 from buttercup_dagster.sources.disk import (
     boot_id,
     make_folder,
@@ -26,8 +28,6 @@ from buttercup_dagster.sources.disk import (
 )
 from buttercup_dagster.sources.errors import SourceError, storing
 from buttercup_dagster.sources.manifest import Manifest, Totals
-
-EscapingLinks = Literal["drop", "refuse"]
 
 TREE_VERSION: Final = 1
 """Raised when the same archive would give another tree."""
@@ -50,6 +50,11 @@ def tree_key(digest: str, escaping_links: EscapingLinks) -> str:
 def digest_in(key: str) -> str:
     """The digest of the archive that a tree was made of."""
     return key.partition("-")[0]
+
+
+def escaping_links_in(key: str) -> EscapingLinks:
+    """What was done with symbolic links that lead out of the tree."""
+    return "refuse" if key.endswith("-refuse") else "drop"
 
 
 @dataclass(frozen=True, slots=True)

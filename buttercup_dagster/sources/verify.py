@@ -132,11 +132,13 @@ class _Verifying:
         counts: dict[Kind, int] = {}
         for kind, names, check in steps:
             count = 0
-            for number, name in enumerate(names, 1):
+            for number, name in enumerate(names):
                 self._stop.check()
-                count += check(name)
                 if on_progress is not None:
                     on_progress(kind, number, len(names))
+                count += check(name)
+            if on_progress is not None and names:
+                on_progress(kind, len(names), len(names))
             counts[kind] = count
         return Verification(
             archives=counts["archive"],

@@ -214,6 +214,7 @@ def test_the_next_call_succeeds_after_a_kill(
     process.start()
 
     def arrived() -> bool:
+        assert process.is_alive()
         if step == "download":
             parts = (workspace.store / "parts").glob("*.part")
             return any(path.stat().st_size == 50 for path in parts)
@@ -221,7 +222,7 @@ def test_the_next_call_succeeds_after_a_kill(
             return any((workspace.store / "staging").glob("*/*/*/*"))
         return ready.exists()
 
-    wait_for(arrived, step, every=0.002)
+    wait_for(arrived, step, seconds=60, every=0.002)
     process.kill()
     process.join()
     assert unfinished_tasks(workspace) == []
