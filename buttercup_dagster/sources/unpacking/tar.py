@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from operator import itemgetter
 from struct import Struct
-from zlib import adler32
+
+from isal.isal_zlib import adler32
 
 from buttercup_dagster.sources.unpacking.refusal import Refusal
 
@@ -31,8 +32,9 @@ DIRECTORY: Final = "directory"
 SYMLINK: Final = "symbolic link"
 HARDLINK: Final = "hard link"
 
-# Name, mode, size, time, checksum, type, link, magic and prefix; owners and devices are skipped.
-_HEADER: Final = Struct("100s 8s 16x 12s 12s 8s c 100s 8s 80x 155s 12x")
+# Name, mode, size, time, checksum, type and magic. Owners and devices are of no interest; the
+# target of a link and the prefix of a name are looked at where there is one.
+_HEADER: Final = Struct("100s 8s 16x 12s 12s 8s c 100x 8s")
 _POSIX: Final = b"ustar\x0000"
 _GNU: Final = b"ustar  \x00"
 _V7: Final = bytes(8)
@@ -44,9 +46,10 @@ _DIGITS: Final = b"0123456789"
 _OCTAL_DIGITS: Final = b"01234567"
 _CONTROL: Final = bytes([*range(0x20), 0x7F])
 _MOST_REMEMBERED: Final = 4096
+_NO_RECORDS: Final[dict[bytes, bytes]] = {}
 _new_member: Final = tuple.__new__
 
-_Fields = tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes]
+_Fields = tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes]
 
 
 class Member(tuple[int, int, bytes, str, int, int, int, bytes]):
@@ -99,6 +102,9 @@ class TarReader:
         self._number = 0
         self._start = 0
         self._name = b""
+        # The last header is at a place in a block.
+        self._head = b""
+        self._head_at = 0
         self._global_mtime: int | None = None
         # Fields recur from header to header, so what they say is remembered.
         self._numbers: dict[bytes, int] = {}
@@ -132,7 +138,7 @@ class TarReader:
                     return
                 yield member
             else:
-                yield self._member(fields, {}, None, None)
+                yield self._member(fields, _NO_RECORDS, None, None)
 
     def place(self, size: int) -> int | None:
         """Pass over the data of the present member, if all of it is in the present block.
@@ -195,9 +201,11 @@ class TarReader:
         end = at + BLOCK
         if end <= len(block):
             self._at = end
+            self._head, self._head_at = block, at
         else:
             block = self._take(BLOCK)
             at, end = 0, BLOCK
+            self._head, self._head_at = block, 0
             if not block:
                 raise self.refusal(
                     "missing_end",
@@ -221,7 +229,7 @@ class TarReader:
                 self._read_to_the_end()
                 return None
             raise self.refusal("bad_checksum", "the checksum of a header is wrong")
-        if fields[7] not in _MAGICS:
+        if fields[6] not in _MAGICS:
             raise self.refusal("bad_magic", "a header is of no known tar format")
         return fields
 
@@ -375,36 +383,45 @@ class TarReader:
         long_name: bytes | None,
         long_link: bytes | None,
     ) -> Member:
-        short_name, mode, size_field, time, _, flag, short_link, magic, prefix = fields
+        short_name, mode_field, size_field, time_field, _, flag, magic = fields
+        at = self._head_at
         name = short_name.partition(b"\x00")[0]
-        if prefix[0] and magic == _POSIX:
-            name = prefix.partition(b"\x00")[0].rstrip(b"/") + b"/" + name
-        name = pax.get(b"path", name if long_name is None else long_name)
+        if self._head[at + 345] and magic == _POSIX:
+            prefix = self._head[at + 345 : at + 500].partition(b"\x00")[0]
+            name = prefix.rstrip(b"/") + b"/" + name
+        if long_name is not None:
+            name = long_name
+        elif pax:
+            name = pax.get(b"path", name)
         self._name = name
         size = self._size(size_field)
-        if b"size" in pax:
+        if pax and b"size" in pax:
             size = self._pax_size(pax[b"size"])
+        link = b""
         if flag in _FILE_FLAGS:
             # v7 has no type for directories; readers go by the slash.
             kind = DIRECTORY if name.endswith(b"/") else FILE
         else:
             kind = self._kind(flag)
-        link = b""
-        if kind is SYMLINK or kind is HARDLINK:
-            link = short_link.partition(b"\x00")[0] if long_link is None else long_link
-            link = pax.get(b"linkpath", link)
+            if kind is not DIRECTORY:
+                link = self._head[at + 157 : at + 257].partition(b"\x00")[0]
+                link = pax.get(b"linkpath", link if long_link is None else long_link)
         if size and kind is not FILE:
             raise self.refusal("unexpected_data", f"a {kind} has {size} bytes of data")
-        mtime = self._number_in(time, "time")
+        mode = self._numbers.get(mode_field)
+        if mode is None:
+            mode = self._number_in(mode_field, "mode")
+        mtime = self._numbers.get(time_field)
+        if mtime is None:
+            mtime = self._number_in(time_field, "time")
         if self._global_mtime is not None:
             mtime = self._global_mtime
-        if b"mtime" in pax and (seconds := pax_seconds(pax[b"mtime"])) is not None:
+        if pax and b"mtime" in pax and (seconds := pax_seconds(pax[b"mtime"])) is not None:
             mtime = seconds
         if mtime < 0 or mtime > LATEST_MTIME:
             mtime = min(max(mtime, 0), LATEST_MTIME)
-        permissions = self._number_in(mode, "mode") & 0o7777
         return _new_member(
-            Member, (self._number, self._start, name, kind, size, permissions, mtime, link)
+            Member, (self._number, self._start, name, kind, size, mode & 0o7777, mtime, link)
         )
 
     def _pax_size(self, text: bytes) -> int:
