@@ -117,15 +117,16 @@ def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
 
 
 def leftovers(home: Path) -> list[Path]:
-    """Files that belong to no finished task and are no verified archive."""
-    places = (home / "tasks" / ".staging", home / "store" / "parts")
+    """What half-done work left; a part of a download is kept for the next call."""
+    store = home / "store"
+    places = (home / "tasks" / ".staging", store / "staging", store / "trash")
     return [path for place in places if place.is_dir() for path in place.rglob("*")]
 
 
 def downloading(home: Path) -> bool:
     """Whether a good part of a download is on disk."""
     found = 0
-    for path in (home / "store" / "parts").rglob("*.part"):
+    for path in (home / "store").rglob("*.part"):
         with contextlib.suppress(FileNotFoundError):
             found += path.stat().st_size
     return found > 10_000
@@ -374,10 +375,13 @@ def test_hosts_that_are_not_allowed(call: Call, archives: Archives, sources: Sou
 @pytest.mark.parametrize(
     ("argv", "lines"),
     [
-        ([], ["say what to do: process; see buttercup-downloader --help"]),
+        ([], ["say what to do: process, verify, gc; see buttercup-downloader --help"]),
         (
             ["prepare"],
-            ["invalid choice: 'prepare' (choose from 'process'); see buttercup-downloader --help"],
+            [
+                "invalid choice: 'prepare' (choose from 'process', 'verify', 'gc'); "
+                "see buttercup-downloader --help"
+            ],
         ),
         (
             ["process"],
