@@ -32,6 +32,7 @@ from buttercup_dagster.sources.errors import (
     SourceError,
     SpecError,
     Stopped,
+    StorageError,
     TreeChanged,
     storing,
 )
@@ -532,11 +533,17 @@ class _Sources:
             try:
                 return self._with_whole_tree(source, stop)
             except NoSpace:
-                # What nobody needs makes room, if there is any; then once more.
-                done = collect(self._store, everything=True, stop=stop)
-                if done is None or not done.removed:
+                if not self._make_room(stop):
                     raise
                 return self._with_whole_tree(source, stop)
+
+    def _make_room(self, stop: Stop) -> bool:
+        """Remove what no task needs; whether there was anything."""
+        try:
+            done = collect(self._store, everything=True, stop=stop)
+        except StorageError:  # the full disk tells more
+            return False
+        return done is not None and bool(done.removed)
 
     def _with_whole_tree(self, source: Source, stop: Stop) -> _Laid:
         for last in (*(False,) * _TIMES_CHANGED, True):
@@ -555,7 +562,7 @@ class _Sources:
             except TreeChanged:
                 if last:
                     raise
-                self._store.drop_tree(grown.stored.key, stop)
+                self._store.drop_changed(grown.stored.key, stop)
             else:
                 return _Laid(grown, placed, time.monotonic() - started)
         raise AssertionError("unreachable")

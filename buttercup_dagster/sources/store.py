@@ -385,17 +385,20 @@ class Store:
             stop=stop,
         )
 
-    def drop_tree(self, key: str, stop: Stop | None = None) -> bool:
-        """Remove a tree, such as one that somebody changed; its archive stays.
+    def drop_changed(self, key: str, stop: Stop | None = None) -> bool:
+        """Remove a tree if it is not what its manifest says; its archive stays.
 
         Returns:
-            Whether there was one.
+            Whether it was removed.
 
         Raises:
             StorageError: it cannot be removed.
             Stopped, DeadlinePassed: while waiting for its lock.
         """
         with self.trash(key) as trash, locked(self.lock_path(key), stop):
+            tree = self.trees.complete(key)
+            if tree is not None and not tree.manifest.differences(tree.path):
+                return False  # somebody has made it again meanwhile
             return self.trees.withdraw(key, trash)
 
     # --- housekeeping ------------------------------------------------------------------------

@@ -8,6 +8,7 @@ synced file by file, so after a power cut it is compared with its manifest befor
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import secrets
@@ -21,6 +22,7 @@ from typing import Any, Final, Self
 from buttercup_dagster.sources.archive import EscapingLinks
 from buttercup_dagster.sources.disk import (
     boot_id,
+    exchange,
     make_folder,
     names_in,
     sync_folder,
@@ -214,7 +216,13 @@ class Trees:
         make_folder(self._root)
         path = self.path(key)
         with storing("cannot store the tree", path):
-            folder.rename(path)
+            try:
+                folder.rename(path)
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                # Where locks keep nobody out somebody else was faster, with the same tree.
+                exchange(folder, path)
             sync_folder(self._root)
         manifest_path = self.manifest_path(key)
         manifest.save(manifest_path)
@@ -247,8 +255,7 @@ class Trees:
         """
         found = False
         # The marker first: from then on there is no such tree.
-        paths = [self.marker_path(key), self.path(key), self.manifest_path(key), *self._half(key)]
-        for path in paths:
+        for path in (self.marker_path(key), self.path(key), self.manifest_path(key)):
             with storing("cannot remove the tree", path):
                 try:
                     path.rename(aside / secrets.token_hex(8))
@@ -270,9 +277,7 @@ class Trees:
         Raises:
             StorageError: it cannot be moved.
         """
-        if self.marker(key) is None:
-            return self.withdraw(key, aside)
-        found = False
+        found = self.marker(key) is None and self.withdraw(key, aside)
         for path in self._half(key):
             with storing("cannot remove", path):
                 path.rename(aside / path.name)

@@ -30,6 +30,7 @@ from tests.support.archives import file, folder, packed, symlink
 from tests.support.waiting import wait_for
 
 PROGRAM = "buttercup-downloader"
+CHOICES = "'process', 'verify', 'gc'"
 TASK_ID = "7c9f3f0a-5a0e-4c83-9d0b-6d7ad1c60c11"
 ROOT = Path(__file__).parents[3]
 NO_REDIS = "redis://127.0.0.1:1"
@@ -181,6 +182,20 @@ def test_a_delta_task_over_http(
     }
     assert leftovers(home) == []
     assert list(user.iterdir()) == []
+
+
+def test_json_for_programs(
+    commands: Commands, sources: SourceServer, archives: Archives, home: Path
+) -> None:
+    argv = process("--json", "--link_mode", "copy", repo_url=sources.url(archives.repo.path))
+    done = commands.run(PROGRAM, *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["path"] == str(home / "tasks" / TASK_ID)
+    repo = found["sources"]["repo"]
+    assert (repo["sha256"], repo["link_mode"]) == (archives.repo.sha256, "copy")
+    assert (repo["cache_hit"], repo["tree_hit"]) == (False, False)
+    assert SIGNATURE not in done.stdout
 
 
 def test_dagster_keeps_the_run_where_there_is_a_home_for_it(
@@ -379,8 +394,7 @@ def test_hosts_that_are_not_allowed(call: Call, archives: Archives, sources: Sou
         (
             ["prepare"],
             [
-                "invalid choice: 'prepare' (choose from 'process', 'verify', 'gc'); "
-                "see buttercup-downloader --help"
+                f"invalid choice: 'prepare' (choose from {CHOICES}); see {PROGRAM} --help",
             ],
         ),
         (
