@@ -240,7 +240,7 @@ def _fetching(bench: Bench, archive: Archive, *, must: float | None) -> Result:
 
         def with_the_engine(folder: Path) -> None:
             obtained = Store(folder / "store").obtain(source)
-            unpack(obtained.path, folder / "tree")
+            unpack(obtained.path, folder / "tree", sha256=obtained.sha256)
 
         def with_programs(folder: Path) -> None:
             file = folder / "archive.tar.gz"

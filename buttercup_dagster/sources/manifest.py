@@ -8,9 +8,9 @@ Rows, whose first field says what they are:
 
     f mode size mtime path              a file
     d mode "" "" path                   a directory, before everything that lies in it
-    h mode size mtime path other        a further name of the file `other`
-    l "" "" mtime path text             a symbolic link
     t "" "" mtime path                  the time of a directory
+    h mode size mtime path other        a further name of the file `other`, after all files
+    l "" "" mtime path text             a symbolic link, after all of these
     x "" "" "" path text                a symbolic link that was left out: it leads out of the tree
 
 Modes are octal, sizes bytes, times whole seconds; an empty time was set by nobody.

@@ -34,6 +34,8 @@ _START: Final = (
     "from buttercup_dagster.sources.unpacking.child import run; run()"
 )
 _ENVIRONMENT: Final = ("LD_LIBRARY_PATH", "PATH")
+_LINKS: Final = (b"l\t", b"x\t")
+_CLIMBS: Final = (b"\t../", b"/../", b"\t..\t", b"/..\t", b"\t..\n", b"/..\n")
 _READ_BYTES: Final = 256 * 1024
 _HEAD_BYTES: Final = 5
 _MOST_LAST_WORDS: Final = 2000
@@ -160,8 +162,11 @@ class Unpacker:
                         peak, cpu = content.split(b"\t")
                         on_usage(Usage(int(peak), int(cpu) / 1_000_000))
                 elif letter == b"D":
-                    totals = Totals(*map(int, content.split(b"\t")))
-                    return Manifest((Section("", b"".join(self._rows)),), totals)
+                    rows = b"".join(self._rows)
+                    self._rows.clear()
+                    if not _stays_inside(rows):
+                        raise UnpackerDied("the process that unpacks told of files outside")
+                    return Manifest((Section("", rows),), Totals(*map(int, content.split(b"\t"))))
                 else:
                     stop.check()
                     raise self._failure(letter, content)
@@ -214,6 +219,7 @@ class Unpacker:
         return self._death()
 
     def _death(self) -> SourceError:
+        self.kill()
         status = self._process.wait()
         words = b""
         if self._process.stderr is not None:
@@ -229,6 +235,34 @@ class Unpacker:
             + (f" ({shown})" if shown else "")
             + ("; is this machine short of memory?" if status == -signal.SIGKILL else "")
         )
+
+
+def _stays_inside(rows: bytes) -> bool:
+    """Whether rows of a manifest name nothing outside of its tree.
+
+    Whoever uses them relies on it, and the process that wrote them had read a hostile archive.
+    """
+    if b"\0" in rows:
+        return False
+    names = rows[: _start_of_links(rows)]
+    # Two dots in a row are rare, so all that looks for them is.
+    if b"\t/" in names or (b".." in names and any(sign in names for sign in _CLIMBS)):
+        return False
+    for line in rows[len(names) :].splitlines():
+        fields = line.split(b"\t")
+        if len(fields) != 6 or fields[0] not in {b"l", b"x"}:
+            return False
+        if fields[4].startswith(b"/") or b".." in fields[4].split(b"/"):
+            return False
+    return True
+
+
+def _start_of_links(rows: bytes) -> int:
+    """Where the rows about symbolic links begin, which are the last ones."""
+    if rows.startswith(_LINKS):
+        return 0
+    found = [rows.find(b"\n" + kind) for kind in _LINKS]
+    return min((at + 1 for at in found if at >= 0), default=len(rows))
 
 
 def _took_too_long(seconds: float) -> ArchiveError:

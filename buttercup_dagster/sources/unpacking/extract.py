@@ -108,6 +108,8 @@ class Extraction:
             refuse = _refuse_for(failed.member)
             raise _file_error(failed.error, refuse, making=failed.making) from failed.error
         # Only now is the archive known to be whole and every name in it known.
+        for path, mtime in self._times.items():
+            self._add_row(b"t\t\t\t%d\t%b\n" % (mtime, path))
         self._make_links()
         self._finish_folders()
         self._flush()
@@ -228,21 +230,24 @@ class Extraction:
             self._picture.hardlink_target(path, _refuse_for(member))
             for path, member in self._hardlinks
         ]
-        kept = [(path, member) for path, member in self._symlinks if self._stays_in(path, member)]
+        kept: list[tuple[bytes, Member]] = []
+        dropped: list[tuple[bytes, Member]] = []
+        for path, member in self._symlinks:
+            (dropped if self._leads_out(path, member) else kept).append((path, member))
         for (path, member), target in zip(self._hardlinks, targets, strict=True):
             self._make_hardlink(path, member, target)
+        for path, member in dropped:
+            self._add_row(b"x\t\t\t\t%b\t%b\n" % (path, member.link))
         for path, member in kept:
             self._make_symlink(path, member)
+        self.dropped = len(dropped)
 
-    def _stays_in(self, path: bytes, member: Member) -> bool:
+    def _leads_out(self, path: bytes, member: Member) -> bool:
         refuse = _refuse_for(member)
-        if not self._picture.leads_out(path, refuse):
-            return True
-        if self._refuse_escaping:
+        leads_out = self._picture.leads_out(path, refuse)
+        if leads_out and self._refuse_escaping:
             raise refuse("escaping_link", "the symbolic link leads out of the archive's tree")
-        self.dropped += 1
-        self._add_row(b"x\t\t\t\t%b\t%b\n" % (path, member.link))
-        return False
+        return leads_out
 
     def _make_hardlink(self, path: bytes, member: Member, target: bytes) -> None:
         refuse = _refuse_for(member)
@@ -276,7 +281,6 @@ class Extraction:
         try:
             for path, mtime in self._times.items():
                 os.utime(path, (mtime, mtime))
-                self._add_row(b"t\t\t\t%d\t%b\n" % (mtime, path))
         except OSError as error:
             raise DiskFailure("cannot finish an unpacked folder", error) from error
 
