@@ -162,13 +162,17 @@ def source_metadata(task_id: str, source: PreparedSource) -> dict[str, Any]:
         "tree_bytes": source.tree_bytes,
         "cache_hit": source.cache_hit,
         "fetch_seconds": round(source.fetch_seconds, 3),
-        "verify_seconds": round(source.verify_seconds, 3),
         "unpack_seconds": round(source.unpack_seconds, 3),
+        "link_seconds": round(source.link_seconds, 3),
+        "link_mode": source.link_mode,
+        "tree_hit": source.tree_hit,
         "path": dg.MetadataValue.path(source.path),
         "names": dg.MetadataValue.md(listing(source)),
     }
     if source.dropped_links:
         found["links_left_out"] = source.dropped_links
+    if source.condemned:
+        found["hosts_with_other_bytes"] = ", ".join(source.condemned)
     return found
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from buttercup_dagster.settings import DownloaderSettings
 from buttercup_dagster.sources import prepare as preparing
 from buttercup_dagster.sources.archive import Limits
+from buttercup_dagster.sources.collect import Collection, Watermarks, collect
 from buttercup_dagster.sources.fetch import FetchLimits, FetchPolicy
-from buttercup_dagster.sources.prepare import Prepared, SourceEvent, Workspace
+from buttercup_dagster.sources.prepare import (
+    DEFAULT_OPTIONS,
+    Prepared,
+    PrepareOptions,
+    SourceEvent,
+    Workspace,
+)
 from buttercup_dagster.sources.stop import Stop
+from buttercup_dagster.sources.store import Store
+from buttercup_dagster.sources.verify import Verification, verify
 from task_api.task import Task
 
 
@@ -27,16 +36,12 @@ class Engine:
     Attributes:
         workspace: folders of the tasks and of the store.
         machine: name of this machine for consumers.
-        limits: how much an archive may hold.
-        fetch_limits: how much, how long and how often a download may.
-        policy: from where archives may come.
+        options: limits, policies, and how the files are made.
     """
 
     workspace: Workspace
     machine: str
-    limits: Limits = field(default_factory=Limits)
-    fetch_limits: FetchLimits = field(default_factory=FetchLimits)
-    policy: FetchPolicy = field(default_factory=FetchPolicy)
+    options: PrepareOptions = DEFAULT_OPTIONS
 
     @classmethod
     def from_settings(cls, settings: DownloaderSettings, *, allow_file: bool = False) -> Self:
@@ -44,17 +49,30 @@ class Engine:
 
         Args:
             settings: of the downloader.
-            allow_file: whether file:// URLs are allowed.
+            allow_file: whether any file may come in by a file:// URL; otherwise only those below
+                the folders that the settings name may.
         """
+        roots = () if allow_file else settings.allowed_file_roots
         return cls(
             workspace=Workspace(tasks=settings.tasks, store=settings.store),
             machine=settings.machine,
-            limits=Limits(total_bytes=settings.max_tree_bytes, entries=settings.max_tree_entries),
-            fetch_limits=FetchLimits(max_archive_bytes=settings.max_archive_bytes),
-            policy=FetchPolicy(
-                allow_file=allow_file,
-                block_private_addresses=settings.block_private_addresses,
-                source_hosts=settings.allowed_hosts,
+            options=PrepareOptions(
+                limits=Limits(
+                    total_bytes=settings.max_tree_bytes, entries=settings.max_tree_entries
+                ),
+                fetch_limits=FetchLimits(max_archive_bytes=settings.max_archive_bytes),
+                policy=FetchPolicy(
+                    allow_file=allow_file or bool(roots),
+                    file_roots=roots,
+                    block_private_addresses=settings.block_private_addresses,
+                    source_hosts=settings.allowed_hosts,
+                ),
+                escaping_links=settings.escaping_links,
+                link_mode=settings.link_mode,
+                watermarks=Watermarks(
+                    max_store_bytes=settings.max_store_bytes,
+                    min_free_bytes=settings.min_free_bytes,
+                ),
             ),
         )
 
@@ -71,9 +89,7 @@ class Engine:
         return preparing.prepare(
             task,
             self.workspace,
-            limits=self.limits,
-            fetch_limits=self.fetch_limits,
-            policy=self.policy,
+            self.options,
             stop=stop,
             confirm=confirm,
             announce=announce,
@@ -85,9 +101,7 @@ class Engine:
         return preparing.rebuild(
             task,
             self.workspace,
-            limits=self.limits,
-            fetch_limits=self.fetch_limits,
-            policy=self.policy,
+            self.options,
             stop=stop,
             confirm=confirm,
         )
@@ -99,3 +113,41 @@ class Engine:
     def remove(self, task_id: str, *, stop: Stop, unwanted: Callable[[], bool]) -> bool:
         """Remove a prepared folder; see `sources.prepare.remove_prepared`."""
         return preparing.remove_prepared(task_id, self.workspace, stop, unwanted=unwanted)
+
+    def verify(
+        self,
+        *,
+        full: bool,
+        repair: bool,
+        stop: Stop,
+        on_progress: Callable[[str, int, int], None] = _nothing,
+    ) -> Verification:
+        """Compare archives, trees and tasks with what was written; see `sources.verify`."""
+        return verify(
+            self.workspace,
+            full=full,
+            repair=repair,
+            limits=self.options.limits,
+            stop=stop,
+            on_progress=on_progress,
+        )
+
+    def collect(
+        self,
+        *,
+        everything: bool,
+        dry_run: bool,
+        stop: Stop,
+        on_progress: Callable[[int, int], None] = _nothing,
+    ) -> Collection | None:
+        """Clear up, and remove what no task needs; see `sources.collect`."""
+        if not dry_run and self.workspace.tasks.is_dir():
+            preparing.clean_staging(self.workspace)
+        return collect(
+            Store(self.workspace.store),
+            self.options.watermarks,
+            everything=everything,
+            dry_run=dry_run,
+            stop=stop,
+            on_progress=on_progress,
+        )

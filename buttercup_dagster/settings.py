@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator, Field
@@ -52,8 +52,8 @@ class DownloaderSettings(CommonSettings):
     )
     store_dir: Folder = Field(
         default=None,
-        description="Folder of verified archives, on the same disk; without one store/ in the "
-        "home folder",
+        description="Folder of archives and unpacked trees, on the same disk; without one store/ "
+        "in the home folder",
     )
     machine: str = Field(
         default_factory=socket.gethostname,
@@ -79,11 +79,38 @@ class DownloaderSettings(CommonSettings):
     block_private_addresses: bool = Field(
         default=False, description="Fetch from public addresses only"
     )
+    file_roots: str | None = Field(
+        default=None,
+        description="Folders, comma-separated, below which file:// sources of posted tasks may "
+        "lie; without one there are no such sources",
+    )
+    escaping_links: Literal["drop", "refuse"] = Field(
+        default="drop",
+        description="Leave out symbolic links that lead out of an archive's tree, or refuse the "
+        "archive",
+    )
+    link_mode: Literal["auto", "clone", "hardlink", "copy"] = Field(
+        default="auto",
+        description="How the files of a task are made of the stored tree; clone or copy where "
+        "consumers write to them",
+    )
+    max_store_bytes: int = Field(
+        default=64 * GIBIBYTE, ge=0, description="Remove what no task needs from a larger store"
+    )
+    min_free_bytes: int = Field(
+        default=2 * GIBIBYTE, ge=0, description="Remove it also where the disk has less space left"
+    )
 
     @property
     def allowed_hosts(self) -> tuple[str, ...]:
         """Patterns of the only hosts to fetch from; empty if all are allowed."""
         return tuple(name.strip() for name in (self.source_hosts or "").split(",") if name.strip())
+
+    @property
+    def allowed_file_roots(self) -> tuple[Path, ...]:
+        """Folders below which the file:// sources of posted tasks may lie."""
+        names = (name.strip() for name in (self.file_roots or "").split(","))
+        return tuple(absolute_path(Path(name)) for name in names if name)
 
     @property
     def tasks(self) -> Path:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from buttercup_dagster.cli.buttercup import Commands as Buttercup
 from buttercup_dagster.cli.buttercup import Submit, Up
-from buttercup_dagster.cli.downloader import Process
+from buttercup_dagster.cli.downloader import CollectGarbage, Process, Verify
 from buttercup_dagster.settings import DownloaderSettings, RegistrySettings
 from task_api.settings import SHARED_FIELDS, CommonSettings, TaskServerSettings
 
@@ -77,6 +77,13 @@ def test_every_option_of_process_is_named() -> None:
     text = section("### Downloader")
     for name in Process.model_fields:
         assert f"`--{name}`" in text or f"`{name.upper()}`" in text, name
+
+
+@pytest.mark.parametrize("command", [Verify, CollectGarbage])
+def test_every_option_of_the_housekeeping_is_named(command: type[BaseModel]) -> None:
+    text = section("### Downloader")
+    for name in command.model_fields:
+        assert f" --{name}`" in text or f" --no-{name}`" in text, name
 
 
 @pytest.mark.parametrize("command", [Up, Submit])

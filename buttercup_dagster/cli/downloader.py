@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import AfterValidator, BaseModel, Field
-from pydantic_settings import CliPositionalArg, CliSubCommand
+from pydantic_settings import (
+    CliDualFlag,
+    CliPositionalArg,
+    CliSubCommand,
+    CliToggleFlag,
+    SettingsConfigDict,
+)
 
 from buttercup_dagster.cli.arguments import fail, flags_of, load
 from buttercup_dagster.cli.console import (
@@ -83,16 +91,44 @@ class Process(BaseModel):
     )
 
 
+class Verify(BaseModel):
+    """Compare archives, unpacked trees and prepared tasks with what was written."""
+
+    full: CliToggleFlag[bool] = Field(
+        default=False, description="read every byte, not only names, modes, sizes and times"
+    )
+    repair: CliDualFlag[bool] = Field(
+        default=True,
+        description="put wrong archives into quarantine and make wrong trees again",
+    )
+
+
+class CollectGarbage(BaseModel):
+    """Remove what crashes left and, from a store above its marks, what no task needs."""
+
+    all: CliToggleFlag[bool] = Field(
+        default=False, description="remove all that no task needs, whatever the marks say"
+    )
+    dry_run: CliToggleFlag[bool] = Field(
+        default=False, description="remove nothing, and print what would be removed"
+    )
+
+
 class Commands(DownloaderSettings):
-    """Prepare tasks on this machine.
+    """Prepare tasks on this machine, and look after what they are made of.
 
     The options below may stand before or after the command.
 
-    Exit status: 0 done; 1 the task cannot be prepared; 2 wrong usage; 130 stopped
-    by Ctrl-C.
+    Exit status: 0 done; 1 the task cannot be prepared, or verify found something
+    wrong, also if it was mended; 2 wrong usage; 130 stopped by Ctrl-C.
     """
 
+    model_config = SettingsConfigDict(cli_shortcuts={"json_output": "json"})
+
+    json_output: CliToggleFlag[bool] = Field(default=False, description="print JSON")
     process: CliSubCommand[Process] = Field(description="prepare one task now, without Redis")
+    verify: CliSubCommand[Verify] = Field(description="compare all that is here with what it was")
+    gc: CliSubCommand[CollectGarbage] = Field(description="remove what no task needs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,10 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings, command = load(
             Commands,
             sys.argv[1:] if argv is None else argv,
-            anywhere=flags_of(DownloaderSettings),
+            anywhere=["--json", "--json_output", *flags_of(DownloaderSettings)],
         )
         if not isinstance(command, Process):
-            raise TypeError(command)
+            with ended_by_signals():
+                return _look_after(settings, command)
         task = _task(command)
         if command.output is not None:
             settings.tasks_dir = command.output.expanduser().absolute()
@@ -120,6 +157,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _process(settings, task)
     except KeyboardInterrupt:
         return _stopped("nothing half-done is left")
+
+
+def _look_after(settings: Commands, command: BaseModel) -> int:
+    from buttercup_dagster.cli.upkeep import run_gc, run_verify
+    from buttercup_dagster.engine import Engine
+
+    engine = Engine.from_settings(settings)
+    match command:
+        case Verify():
+            return run_verify(
+                PROGRAM,
+                engine,
+                full=command.full,
+                repair=command.repair,
+                as_json=settings.json_output,
+            )
+        case CollectGarbage():
+            return run_gc(
+                PROGRAM,
+                engine,
+                everything=command.all,
+                dry_run=command.dry_run,
+                as_json=settings.json_output,
+            )
+    raise TypeError(command)
 
 
 def _stopped(what: str) -> int:
@@ -201,7 +263,7 @@ def _check_place(tasks: Path) -> None:
         )
 
 
-def _process(settings: DownloaderSettings, task: Task) -> int:
+def _process(settings: Commands, task: Task) -> int:
     debug = settings.log_level in {"debug", "trace"}
     with progress_bars(wanted=not debug) as on_event:
         from buttercup_dagster.cli.process import InstanceUnusable, process
@@ -218,7 +280,10 @@ def _process(settings: DownloaderSettings, task: Task) -> int:
             raise KeyboardInterrupt
         give_up(PROGRAM, outcome.problem)
     with printing(PROGRAM):
-        _print(prepared)
+        if settings.json_output:
+            print(json.dumps(asdict(prepared), default=str))
+        else:
+            _print(prepared)
     _print_remarks(outcome, prepared)
     if outcome.interrupted:
         return _stopped("the task's folder was complete before")
@@ -236,12 +301,13 @@ def _print(prepared: Prepared) -> None:
             size(source.bytes),
             str(source.files),
             size(source.tree_bytes),
-            f"{source.fetch_seconds + source.verify_seconds + source.unpack_seconds:.1f}",
+            f"{source.fetch_seconds + source.unpack_seconds + source.link_seconds:.1f}",
+            source.link_mode,
             printable(source.host),
         )
         for kind, source in prepared.sources.items()
     ]
-    headings = ("SOURCE", "ARCHIVE", "FILES", "UNPACKED", "SECONDS", "FROM")
+    headings = ("SOURCE", "ARCHIVE", "FILES", "UNPACKED", "SECONDS", "LINKED", "FROM")
     put_table(console, headings, rows, shrink="FROM")
     digests = [(str(kind), source.sha256) for kind, source in prepared.sources.items()]
     put_table(console, ("SOURCE", "SHA-256"), digests, shrink="SOURCE")

@@ -55,6 +55,35 @@ def progress_bars(*, wanted: bool = True) -> Iterator[Callable[[SourceEvent], No
         yield lambda event: _advance(progress, bars, event)
 
 
+@contextmanager
+def counting_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each kind of thing that is counted while the block runs, on a terminal.
+
+    Yields:
+        What takes the kind, how many are done and how many there are.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description:<12}", markup=False),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def count(kind: str, done: int, total: int) -> None:
+            if kind not in bars:
+                bars[kind] = progress.add_task(kind, total=total)
+            progress.update(bars[kind], completed=done)
+
+        yield count
+
+
 def _advance(progress: Progress, bars: dict[SourceType, TaskID], event: SourceEvent) -> None:
     doing = DOING[event.phase]
     if event.source_type not in bars:

@@ -25,6 +25,8 @@ from buttercup_dagster.sources.stop import Stop
 
 LOCK_POLL_SECONDS = 0.05
 
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -181,13 +183,71 @@ def locked(path: Path, stop: Stop | None = None) -> Iterator[None]:
         os.close(handle)
 
 
-def try_lock(handle: int) -> bool:
-    """Take the lock of an open file or folder if nobody holds it."""
+@contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file while the block runs, if nobody else holds it; never wait.
+
+    Args:
+        path: the lock file; made if it is not there.
+
+    Yields:
+        Whether the lock is held.
+
+    Raises:
+        StorageError: the file cannot be made or locked.
+    """
+    with storing("cannot open the lock", path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield try_lock(handle)
+    finally:
+        os.close(handle)
+
+
+def try_lock(handle: int, *, shared: bool = False) -> bool:
+    """Take the lock of an open file or folder if nobody holds it.
+
+    Where the file system knows no locks the answer is yes: the work is done twice then, each time
+    under a name of its own.
+
+    Args:
+        handle: of the file or folder.
+        shared: whether others may hold it in the same way.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     return True
+
+
+def locks_hold(folder: Path) -> bool:
+    """Whether a lock in this folder keeps anybody out, as far as one machine can tell.
+
+    On some network file systems it does not. Then nobody can know whether the owner of a name is
+    alive, and nothing of others may be removed.
+    """
+    try:
+        handles = [os.open(folder, _READ_FOLDER) for _ in range(2)]
+    except OSError:
+        return False
+    try:
+        return try_lock(handles[0], shared=True) and not try_lock(handles[1])
+    finally:
+        for handle in handles:
+            os.close(handle)
+
+
+def boot_id() -> str:
+    """What is another one after each start of this machine; empty where nothing tells."""
+    try:
+        return Path(_BOOT_ID).read_text("ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 @contextmanager
@@ -230,6 +290,19 @@ def _new_locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
         os.close(handle)
 
 
+def names_in(folder: Path) -> list[Path]:
+    """What is in a folder, in the order of names; nothing if there is no such folder.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    with storing("cannot read the folder", folder):
+        try:
+            return sorted(folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
 def clean_private_folders(parent: Path) -> list[str]:
     """Remove the private folders that processes left behind when they died.
 
@@ -243,8 +316,9 @@ def clean_private_folders(parent: Path) -> list[str]:
         StorageError: one of them cannot be removed.
     """
     removed: list[str] = []
-    with storing("cannot read the folder", parent):
-        paths = sorted(parent.iterdir()) if parent.is_dir() else []
+    paths = names_in(parent)
+    if not paths or not locks_hold(parent):
+        return removed
     for path in paths:
         try:
             handle = os.open(path, _READ_FOLDER)

@@ -17,7 +17,8 @@ The error tree of the engine:
         ├── UnpackerDied        the process that unpacks was killed (retryable)
         ├── LayoutError         the unpacked tree does not make a task folder
         ├── StorageError        the disk failed (retryable)
-        │   └── NoSpace         the disk or the quota is full (retryable)
+        │   ├── NoSpace         the disk or the quota is full (retryable)
+        │   └── TreeChanged     somebody changed an unpacked tree in the store (retryable)
         ├── Stopped             somebody asked to stop; not an error of the task
         └── DeadlinePassed      the deadline came while the work was under way
 
@@ -38,6 +39,7 @@ TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, 529, *range(5
 """HTTP statuses that another try may cure."""
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class SourceError(ButtercupError):
@@ -207,6 +209,12 @@ class NoSpace(StorageError):
     default_code = "no_space"
 
 
+class TreeChanged(StorageError):
+    """An unpacked tree in the store is not what was unpacked; it has to be made again."""
+
+    default_code = "tree_changed"
+
+
 class Stopped(SourceError):
     """Somebody asked to stop. Not an error of the task."""
 
@@ -229,6 +237,10 @@ def storage_error(error: OSError, what: str) -> StorageError:
     reason = error.strerror or type(error).__name__
     if error.errno in _FULL:
         return NoSpace(f"{what}: {reason}; free disk space or raise the quota")
+    if error.errno in _FORBIDDEN:
+        return StorageError(
+            f"{what}: {reason}; let the user of this process write there, or choose another folder"
+        )
     return StorageError(f"{what}: {reason}")
 
 

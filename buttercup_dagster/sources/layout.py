@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from buttercup_dagster.sources.disk import make_folder
+from buttercup_dagster.sources.disk import make_folder, remove_tree
 from buttercup_dagster.sources.errors import LayoutError, storing
+from buttercup_dagster.sources.links import FOLDER_MODE, LinkMode, UsedMode, link_tree
 from buttercup_dagster.sources.manifest import DIRECTORY, FILE, Entry, Manifest
+from buttercup_dagster.sources.stop import Stop
 from task_api.task import SourceType, Task
 
 META_NAME: Final = "task_meta.json"
@@ -20,7 +22,6 @@ FOLDERS: Final = {
 }
 """Folder of each source type below the task's folder."""
 
-_FOLDER_MODE: Final = 0o755
 _FILE_MODE: Final = 0o644
 
 
@@ -32,16 +33,25 @@ class Placed:
         folder: its one top-level folder relative to the task's folder, such as "src/curl"; "src"
             where a repo has several.
         manifest: what was placed, seen from the task's folder.
+        link_mode: how its files were made; of several modes the one that promises least.
     """
 
     folder: str
     manifest: Manifest
+    link_mode: UsedMode
 
 
 def place(
-    source_type: SourceType, tree: Path, manifest: Manifest, focus: str, task_folder: Path
+    source_type: SourceType,
+    tree: Path,
+    manifest: Manifest,
+    focus: str,
+    task_folder: Path,
+    *,
+    link_mode: LinkMode = "auto",
+    stop: Stop | None = None,
 ) -> Placed:
-    """Move an unpacked tree into a task's folder.
+    """Lay out a stored tree in a task's folder.
 
     A tree with exactly one top-level folder and nothing else is taken as it is. Any other is put
     into one: a repo into the first part of its focus, unless that folder is already among what it
@@ -50,14 +60,20 @@ def place(
 
     Args:
         source_type: the role of the tree.
-        tree: its root, on the same file system; it is moved away.
+        tree: its root in the store; it stays as it is.
         manifest: what it holds.
         focus: the focus of the task.
         task_folder: the folder that the task is put together in.
+        link_mode: how its files are made; see `links.py`.
+        stop: ends the work.
 
     Raises:
         LayoutError: the tree is empty.
-        StorageError: it cannot be moved.
+        TreeChanged: the tree is not what its manifest says.
+        StorageError: the disk is full or fails.
+        Stopped, DeadlinePassed: by `stop`.
+
+    After an error nothing of the source is left in the task's folder.
     """
     names = manifest.top_level
     first_of_focus = focus.split("/", maxsplit=1)[0]
@@ -67,21 +83,22 @@ def place(
             code="empty_archive",
         )
     home = FOLDERS[source_type]
+    parents = {home: Entry(DIRECTORY, mode=FOLDER_MODE)}
     if _stands_as_it_is(source_type, manifest, first_of_focus):
-        with storing("cannot lay out the task"):
-            tree.chmod(_FOLDER_MODE)
-            tree.rename(task_folder / home)
-        folders = {home: Entry(DIRECTORY, mode=_FOLDER_MODE)}
+        root = home
         folder = f"{home}/{names[0]}" if len(names) == 1 else home
-        return Placed(folder, _with(folders, manifest.below(home)))
-    wrapper = first_of_focus if source_type is SourceType.REPO else str(source_type)
-    folder = f"{home}/{wrapper}"
-    make_folder(task_folder / home)
-    with storing("cannot lay out the task"):
-        tree.chmod(_FOLDER_MODE)
-        tree.rename(task_folder / folder)
-    folders = {path: Entry(DIRECTORY, mode=_FOLDER_MODE) for path in (home, folder)}
-    return Placed(folder, _with(folders, manifest.below(folder)))
+    else:
+        root = folder = (
+            f"{home}/{first_of_focus if source_type is SourceType.REPO else source_type}"
+        )
+        parents[root] = Entry(DIRECTORY, mode=FOLDER_MODE)
+        make_folder(task_folder / home)
+    try:
+        used = link_tree(tree, manifest, task_folder / root, link_mode, stop)
+    except BaseException:
+        remove_tree(task_folder / home)
+        raise
+    return Placed(folder, Manifest.joined([Manifest.of(parents), manifest.below(root)]), used)
 
 
 def _stands_as_it_is(source_type: SourceType, manifest: Manifest, first_of_focus: str) -> bool:
@@ -89,10 +106,6 @@ def _stands_as_it_is(source_type: SourceType, manifest: Manifest, first_of_focus
     if len(names) == 1 and manifest.has_directory(names[0]):
         return True
     return source_type is SourceType.REPO and manifest.has_directory(first_of_focus)
-
-
-def _with(folders: dict[str, Entry], manifest: Manifest) -> Manifest:
-    return Manifest.joined([Manifest.of(folders), manifest])
 
 
 def write_meta(task: Task, task_folder: Path) -> Manifest:

@@ -11,25 +11,47 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from buttercup_dagster.sources.archive import DEFAULT_LIMITS, Limits, unpack
+from buttercup_dagster.sources.archive import DEFAULT_LIMITS, EscapingLinks, Limits
+from buttercup_dagster.sources.collect import (
+    DEFAULT_WATERMARKS,
+    Watermarks,
+    collect,
+    collect_if_needed,
+)
 from buttercup_dagster.sources.disk import (
     clean_private_folders,
     locked,
+    locked_if_free,
+    locks_hold,
     make_folder,
+    names_in,
     private_folder,
 )
-from buttercup_dagster.sources.errors import SourceError, SpecError, Stopped, storing
+from buttercup_dagster.sources.errors import (
+    NoSpace,
+    SourceError,
+    SpecError,
+    Stopped,
+    StorageError,
+    TreeChanged,
+    storing,
+)
 from buttercup_dagster.sources.fetch import FetchLimits, FetchPolicy, Progress
 from buttercup_dagster.sources.layout import Placed, place, write_meta
+from buttercup_dagster.sources.leases import TaskLeases
+from buttercup_dagster.sources.links import LinkMode, UsedMode
 from buttercup_dagster.sources.manifest import Manifest
 from buttercup_dagster.sources.options import DEFAULT_FETCH_LIMITS, DEFAULT_POLICY
 from buttercup_dagster.sources.publish import Publication, withdraw
 from buttercup_dagster.sources.stop import Stop
-from buttercup_dagster.sources.store import Obtained, Store
+from buttercup_dagster.sources.store import Grown, Obtained, Store
 from task_api.task import Source, SourceType, Task, normalize_uuid, problems_of
 
 STAGING_NAME: Final = ".staging"
 MANIFESTS_NAME: Final = ".manifests"
+
+_TIMES_CHANGED: Final = 3
+"""How often a tree that changed in the store is made again in one attempt."""
 
 Phase = Literal["fetching", "verified", "unpacked"]
 
@@ -41,7 +63,8 @@ class Workspace:
     Attributes:
         tasks: folder of the prepared tasks; staging lies in it, so that a task appears by one
             rename.
-        store: folder of the archives.
+        store: folder of the archives and trees; on the same file system, or every file has to be
+            copied.
     """
 
     tasks: Path
@@ -113,14 +136,17 @@ class PreparedSource:
         bytes: size of the archive.
         files: regular files in the tree.
         tree_bytes: bytes of all files.
-        cache_hit: whether the archive was here already.
-        fetch_seconds: 0 for a cache hit.
-        verify_seconds: of hashing an archive that was here; hashing costs no time of its own
-            while an archive arrives.
-        unpack_seconds: of unpacking.
+        cache_hit: whether the archive, or its tree, was here already.
+        tree_hit: whether its tree was here already.
+        fetch_seconds: of fetching, in which it is hashed; 0 for a cache hit.
+        unpack_seconds: of unpacking, in which it is hashed once more; 0 for a tree that was here.
+        link_seconds: of laying the tree out in the task's folder.
+        link_mode: how its files were made: "clone", "hardlink" or "copy"; of several modes the one
+            that promises least. Where it is "hardlink" nobody may write to the files.
         path: its folder below the published task.
         names: the first 200 paths of its tree, escaped, relative to the task's folder.
         dropped_links: how many symbolic links were left out since they lead out of the tree.
+        condemned: hosts that gave other bytes than those of the digest.
     """
 
     sha256: str
@@ -129,12 +155,15 @@ class PreparedSource:
     files: int
     tree_bytes: int
     cache_hit: bool
+    tree_hit: bool
     fetch_seconds: float
-    verify_seconds: float
     unpack_seconds: float
+    link_seconds: float
+    link_mode: UsedMode
     path: Path
     names: tuple[str, ...]
     dropped_links: int
+    condemned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +180,33 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class _Unpacked:
-    obtained: Obtained
-    tree: Path
-    manifest: Manifest
+class PrepareOptions:
+    """How tasks are prepared.
+
+    Attributes:
+        limits: how much an archive may hold.
+        fetch_limits: how much, how long and how often to download.
+        policy: from where.
+        escaping_links: what to do with symbolic links that lead out of a tree.
+        link_mode: how the files of a task's folder are made; see `links.py`.
+        watermarks: when the store is too full.
+    """
+
+    limits: Limits = DEFAULT_LIMITS
+    fetch_limits: FetchLimits = DEFAULT_FETCH_LIMITS
+    policy: FetchPolicy = DEFAULT_POLICY
+    escaping_links: EscapingLinks = "drop"
+    link_mode: LinkMode = "auto"
+    watermarks: Watermarks = DEFAULT_WATERMARKS
+
+
+DEFAULT_OPTIONS: Final = PrepareOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    grown: Grown
+    placed: Placed
     seconds: float
 
 
@@ -169,10 +221,8 @@ def _tell_nobody(_path: Path) -> None:
 def prepare(
     task: Task,
     workspace: Workspace,
+    options: PrepareOptions = DEFAULT_OPTIONS,
     *,
-    limits: Limits = DEFAULT_LIMITS,
-    fetch_limits: FetchLimits = DEFAULT_FETCH_LIMITS,
-    policy: FetchPolicy = DEFAULT_POLICY,
     stop: Stop | None = None,
     confirm: Callable[[], None] = _nothing,
     announce: Callable[[Path], None] = _tell_nobody,
@@ -180,16 +230,16 @@ def prepare(
 ) -> Prepared:
     """Make the folder of a task, whole or not at all.
 
-    The sources are fetched, verified and unpacked side by side; the first error stops the others.
-    Then, under the task's lock: `confirm`, the folder appears by one rename, `announce`. A folder
-    of the same task that is there already is replaced.
+    The sources are fetched, verified, unpacked and laid out side by side; the first error stops
+    the others. Then, under the task's lock: `confirm`, the folder appears by one rename,
+    `announce`. A folder of the same task that is there already is replaced. What the task is made
+    of is leased from before it is looked for until its folder is removed. In the end the store is
+    collected if it is too full.
 
     Args:
         task: a valid task. A source's digest may be empty: then what its URLs give is taken.
-        workspace: where tasks and archives are kept.
-        limits: how much an archive may hold.
-        fetch_limits: how much, how long and how often to download.
-        policy: from where.
+        workspace: where tasks, archives and trees are kept.
+        options: limits, policies, and how the files are made.
         stop: ends the work.
         confirm: raises if this attempt must not publish, such as when its token is stale.
         announce: tells that the folder is there; if it raises, the folder is removed again.
@@ -204,10 +254,11 @@ def prepare(
         Stopped, DeadlinePassed: by `stop`.
         Exception: whatever `confirm` or `announce` raised.
 
-    After an error nothing of this attempt is left but archives that were verified.
+    After an error nothing of this attempt is left but what the store may keep: archives, trees,
+    and parts of archives.
     """
     return _make(
-        _Order(task, workspace, limits, fetch_limits, policy, on_event),
+        _Order(task, workspace, options, on_event),
         stop or Stop(),
         confirm=confirm,
         announce=announce,
@@ -218,10 +269,8 @@ def prepare(
 def rebuild(
     task: Task,
     workspace: Workspace,
+    options: PrepareOptions = DEFAULT_OPTIONS,
     *,
-    limits: Limits = DEFAULT_LIMITS,
-    fetch_limits: FetchLimits = DEFAULT_FETCH_LIMITS,
-    policy: FetchPolicy = DEFAULT_POLICY,
     stop: Stop | None = None,
     confirm: Callable[[], None] = _nothing,
     on_event: Callable[[SourceEvent], None] | None = None,
@@ -232,7 +281,7 @@ def rebuild(
     folder is what it was; readers never find none.
     """
     return _make(
-        _Order(task, workspace, limits, fetch_limits, policy, on_event),
+        _Order(task, workspace, options, on_event),
         stop or Stop(),
         confirm=confirm,
         announce=_tell_nobody,
@@ -244,9 +293,7 @@ def rebuild(
 class _Order:
     task: Task
     workspace: Workspace
-    limits: Limits
-    fetch_limits: FetchLimits
-    policy: FetchPolicy
+    options: PrepareOptions
     on_event: Callable[[SourceEvent], None] | None
 
 
@@ -268,20 +315,17 @@ def _make(
     # What cannot be removed is in nobody's way.
     with contextlib.suppress(SourceError):
         clean_staging(workspace)
-    with private_folder(workspace.staging, task_id) as staging:
-        sources = _Sources(order, staging)
-        unpacked = sources.unpack_all(stop)
+    store = Store(workspace.store)
+    path = workspace.tasks / task_id
+    with (
+        store.leases.attempt(task_id, path) as leases,
+        private_folder(workspace.staging, task_id) as staging,
+    ):
         folder = staging / "task"
         make_folder(folder)
-        placed: dict[SourceType, Placed] = {}
-        for source_type, done in unpacked.items():
-            with _naming(source_type):
-                placed[source_type] = place(
-                    source_type, done.tree, done.manifest, task.focus, folder
-                )
-        manifests = [write_meta(task, folder), *(one.manifest for one in placed.values())]
+        laid = _Sources(order, store, leases, folder).lay_out_all(stop)
+        manifests = [write_meta(task, folder), *(one.placed.manifest for one in laid.values())]
         stop.check()
-        path = workspace.tasks / task_id
         with workspace.task_lock(task_id, stop):
             confirm()
             publication = Publication(
@@ -297,10 +341,9 @@ def _make(
             except BaseException:
                 publication.undo()
                 raise
-    return Prepared(
-        path,
-        {kind: _summary(done, placed[kind], path) for kind, done in unpacked.items()},
-    )
+            leases.published()
+    collect_if_needed(store, order.options.watermarks, stop)
+    return Prepared(path, {kind: _summary(one, path) for kind, one in laid.items()})
 
 
 def check_prepared(task_id: str, workspace: Workspace) -> list[str]:
@@ -332,7 +375,7 @@ def remove_prepared(
     *,
     unwanted: Callable[[], bool] = lambda: True,
 ) -> bool:
-    """Remove the folder and the manifest of a task; its archives stay.
+    """Remove the folder and the manifest of a task, and let go of what it leased in the store.
 
     Args:
         task_id: UUID.
@@ -356,19 +399,34 @@ def remove_prepared(
         private_folder(workspace.staging, path.name) as staging,
         workspace.task_lock(task_id, stop),
     ):
-        return unwanted() and withdraw(path, workspace.manifest(task_id), staging / "removed")
+        if not unwanted():
+            return False
+        removed = withdraw(path, workspace.manifest(task_id), staging / "removed")
+        Store(workspace.store).leases.drop(path.name)
+        return removed
 
 
 def clean_staging(workspace: Workspace) -> list[str]:
     """Remove what attempts left behind whose process died.
 
     Returns:
-        The names of the staging folders that were removed.
+        The names of the staging folders and half-written manifests that were removed.
 
     Raises:
         StorageError: one of them cannot be removed.
     """
-    return clean_private_folders(workspace.staging)
+    removed = clean_private_folders(workspace.staging)
+    manifests = workspace.tasks / MANIFESTS_NAME
+    # A half-written one is `.<task_id>.json.<random>`; who writes it holds the task's lock.
+    half = [path for path in names_in(manifests) if path.name.startswith(".")]
+    if half and locks_hold(manifests):
+        for path in half:
+            lock = Store(workspace.store).lock_path(f"task-{path.name.split('.')[1]}")
+            with locked_if_free(lock) as mine, storing("cannot remove", path):
+                if mine:
+                    path.unlink(missing_ok=True)
+                    removed.append(path.name)
+    return removed
 
 
 def _checked_id(task_id: str) -> str:
@@ -402,51 +460,54 @@ def _naming(source_type: SourceType) -> Iterator[None]:
         raise
 
 
-def _summary(done: _Unpacked, placed: Placed, path: Path) -> PreparedSource:
+def _summary(laid: _Laid, path: Path) -> PreparedSource:
+    grown, obtained = laid.grown, laid.grown.obtained
+    manifest = grown.stored.manifest
     return PreparedSource(
-        sha256=done.obtained.sha256,
-        host=done.obtained.host,
-        bytes=done.obtained.bytes,
-        files=done.manifest.files,
-        tree_bytes=done.manifest.bytes,
-        cache_hit=done.obtained.cache_hit,
-        fetch_seconds=done.obtained.seconds,
-        verify_seconds=done.obtained.verify_seconds,
-        unpack_seconds=done.seconds,
-        path=path / placed.folder,
-        names=placed.manifest.first_names(),
-        dropped_links=done.manifest.totals.dropped,
+        sha256=obtained.sha256,
+        host=obtained.host,
+        bytes=obtained.bytes,
+        files=manifest.files,
+        tree_bytes=manifest.bytes,
+        cache_hit=obtained.cache_hit,
+        tree_hit=grown.hit,
+        fetch_seconds=obtained.seconds,
+        unpack_seconds=grown.seconds,
+        link_seconds=laid.seconds,
+        link_mode=laid.placed.link_mode,
+        path=path / laid.placed.folder,
+        names=laid.placed.manifest.first_names(),
+        dropped_links=manifest.totals.dropped,
+        condemned=obtained.condemned,
     )
 
 
 class _Sources:
-    """The sources of one task on their way into its staging folder."""
+    """The sources of one task on their way into its folder."""
 
-    def __init__(self, order: _Order, staging: Path) -> None:
-        self._sources = order.task.sources
-        self._store = Store(order.workspace.store)
-        self._staging = staging
-        self._limits = order.limits
-        self._fetch_limits = order.fetch_limits
-        self._policy = order.policy
+    def __init__(self, order: _Order, store: Store, leases: TaskLeases, folder: Path) -> None:
+        self._task = order.task
+        self._store = store
+        self._leases = leases
+        self._folder = folder
+        self._options = order.options
         self._on_event = order.on_event
         self._telling = threading.Lock()
 
-    def unpack_all(self, stop: Stop) -> dict[SourceType, _Unpacked]:
-        """Fetch, verify and unpack all sources, each in a thread of its own."""
+    def lay_out_all(self, stop: Stop) -> dict[SourceType, _Laid]:
+        """Fetch, verify, unpack and lay out all sources, each in a thread of its own."""
         # A stop of its own: the first error has to end the others, and not the caller's work.
         inner = Stop(stop.deadline_ms)
 
         def pass_on() -> None:
             inner.request(stop.reason)
 
+        sources = self._task.sources
         with (
             stop.on_stop(pass_on),
-            ThreadPoolExecutor(len(self._sources), thread_name_prefix="source") as pool,
+            ThreadPoolExecutor(len(sources), thread_name_prefix="source") as pool,
         ):
-            futures = {
-                pool.submit(self._unpack_one, source, inner): source for source in self._sources
-            }
+            futures = {pool.submit(self._lay_out_one, source, inner): source for source in sources}
             try:
                 self._wait_for(set(futures))
             except BaseException:
@@ -457,7 +518,7 @@ class _Sources:
         return {source.type: future.result() for future, source in futures.items()}
 
     @staticmethod
-    def _wait_for(futures: set[Future[_Unpacked]]) -> None:
+    def _wait_for(futures: set[Future[_Laid]]) -> None:
         left = futures
         while left:
             done, left = wait(left, return_when=FIRST_COMPLETED)
@@ -467,24 +528,46 @@ class _Sources:
             if failures:
                 raise failures[0]
 
-    def _unpack_one(self, source: Source, stop: Stop) -> _Unpacked:
+    def _lay_out_one(self, source: Source, stop: Stop) -> _Laid:
         with _naming(source.type):
-            obtained = self._obtain(source, stop)
-            tree = self._staging / f"tree-{source.type}"
+            try:
+                return self._with_whole_tree(source, stop)
+            except NoSpace:
+                if not self._make_room(stop):
+                    raise
+                return self._with_whole_tree(source, stop)
+
+    def _make_room(self, stop: Stop) -> bool:
+        """Remove what no task needs; whether there was anything."""
+        try:
+            done = collect(self._store, everything=True, stop=stop)
+        except StorageError:  # the full disk tells more
+            return False
+        return done is not None and bool(done.removed)
+
+    def _with_whole_tree(self, source: Source, stop: Stop) -> _Laid:
+        for last in (*(False,) * _TIMES_CHANGED, True):
+            grown = self._grow(source, stop)
             started = time.monotonic()
             try:
-                manifest = unpack(obtained.path, tree, self._limits, stop=stop)
-            except FileNotFoundError:
-                # Somebody cleared the store between the two steps.
-                obtained = self._obtain(source, stop)
-                started = time.monotonic()
-                with storing("cannot read the archive", obtained.path):
-                    manifest = unpack(obtained.path, tree, self._limits, stop=stop)
-            seconds = time.monotonic() - started
-            self._tell("unpacked", source, obtained, seconds, manifest.files)
-            return _Unpacked(obtained, tree, manifest, seconds)
+                placed = place(
+                    source.type,
+                    grown.stored.path,
+                    grown.stored.manifest,
+                    self._task.focus,
+                    self._folder,
+                    link_mode=self._options.link_mode,
+                    stop=stop,
+                )
+            except TreeChanged:
+                if last:
+                    raise
+                self._store.drop_changed(grown.stored.key, stop)
+            else:
+                return _Laid(grown, placed, time.monotonic() - started)
+        raise AssertionError("unreachable")
 
-    def _obtain(self, source: Source, stop: Stop) -> Obtained:
+    def _grow(self, source: Source, stop: Stop) -> Grown:
         def on_progress(progress: Progress) -> None:
             self._emit(
                 SourceEvent(
@@ -497,15 +580,20 @@ class _Sources:
                 )
             )
 
-        obtained = self._store.obtain(
+        grown = self._store.tree(
             source,
-            limits=self._fetch_limits,
-            policy=self._policy,
+            limits=self._options.limits,
+            fetch_limits=self._options.fetch_limits,
+            policy=self._options.policy,
+            escaping_links=self._options.escaping_links,
             stop=stop,
             on_progress=on_progress if self._on_event else None,
+            on_obtained=lambda one: self._tell("verified", source, one, one.seconds),
+            lease=self._leases,
         )
-        self._tell("verified", source, obtained, obtained.seconds + obtained.verify_seconds)
-        return obtained
+        files = grown.stored.manifest.files
+        self._tell("unpacked", source, grown.obtained, grown.seconds, files)
+        return grown
 
     def _tell(
         self,

@@ -124,8 +124,9 @@ class Bench:
         return [fields[b"task_id"].decode() for _, fields in entries].count(task_id)
 
     def leftovers(self) -> list[Path]:
-        """What lies in staging and among the parts of downloads."""
-        places = [self.home / "tasks" / ".staging", self.home / "store" / "parts"]
+        """What half-done work left; a part of a download is kept for the next attempt."""
+        store = self.home / "store"
+        places = [self.home / "tasks" / ".staging", store / "staging", store / "trash"]
         return [path for place in places if place.is_dir() for path in place.iterdir()]
 
 

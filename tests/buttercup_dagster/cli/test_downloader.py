@@ -30,6 +30,7 @@ from tests.support.archives import file, folder, packed, symlink
 from tests.support.waiting import wait_for
 
 PROGRAM = "buttercup-downloader"
+CHOICES = "'process', 'verify', 'gc'"
 TASK_ID = "7c9f3f0a-5a0e-4c83-9d0b-6d7ad1c60c11"
 ROOT = Path(__file__).parents[3]
 NO_REDIS = "redis://127.0.0.1:1"
@@ -75,7 +76,15 @@ class Said:
     def table(self) -> list[list[str]]:
         """The first table, row by row, without its headings."""
         _path, headings, *lines = self.out.splitlines()
-        assert headings.split() == ["SOURCE", "ARCHIVE", "FILES", "UNPACKED", "SECONDS", "FROM"]
+        assert headings.split() == [
+            "SOURCE",
+            "ARCHIVE",
+            "FILES",
+            "UNPACKED",
+            "SECONDS",
+            "LINKED",
+            "FROM",
+        ]
         rows = lines[: [line.split() for line in lines].index(["SOURCE", "SHA-256"])]
         assert max(len(line) for line in [headings, *lines]) <= COLUMNS
         return [row.split() for row in rows]
@@ -109,15 +118,16 @@ def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
 
 
 def leftovers(home: Path) -> list[Path]:
-    """Files that belong to no finished task and are no verified archive."""
-    places = (home / "tasks" / ".staging", home / "store" / "parts")
+    """What half-done work left; a part of a download is kept for the next call."""
+    store = home / "store"
+    places = (home / "tasks" / ".staging", store / "staging", store / "trash")
     return [path for place in places if place.is_dir() for path in place.rglob("*")]
 
 
 def downloading(home: Path) -> bool:
     """Whether a good part of a download is on disk."""
     found = 0
-    for path in (home / "store" / "parts").rglob("*.part"):
+    for path in (home / "store").rglob("*.part"):
         with contextlib.suppress(FileNotFoundError):
             found += path.stat().st_size
     return found > 10_000
@@ -172,6 +182,20 @@ def test_a_delta_task_over_http(
     }
     assert leftovers(home) == []
     assert list(user.iterdir()) == []
+
+
+def test_json_for_programs(
+    commands: Commands, sources: SourceServer, archives: Archives, home: Path
+) -> None:
+    argv = process("--json", "--link_mode", "copy", repo_url=sources.url(archives.repo.path))
+    done = commands.run(PROGRAM, *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["path"] == str(home / "tasks" / TASK_ID)
+    repo = found["sources"]["repo"]
+    assert (repo["sha256"], repo["link_mode"]) == (archives.repo.sha256, "copy")
+    assert (repo["cache_hit"], repo["tree_hit"]) == (False, False)
+    assert SIGNATURE not in done.stdout
 
 
 def test_dagster_keeps_the_run_where_there_is_a_home_for_it(
@@ -366,10 +390,12 @@ def test_hosts_that_are_not_allowed(call: Call, archives: Archives, sources: Sou
 @pytest.mark.parametrize(
     ("argv", "lines"),
     [
-        ([], ["say what to do: process; see buttercup-downloader --help"]),
+        ([], ["say what to do: process, verify, gc; see buttercup-downloader --help"]),
         (
             ["prepare"],
-            ["invalid choice: 'prepare' (choose from 'process'); see buttercup-downloader --help"],
+            [
+                f"invalid choice: 'prepare' (choose from {CHOICES}); see {PROGRAM} --help",
+            ],
         ),
         (
             ["process"],

@@ -28,6 +28,7 @@ from buttercup_dagster.sources.errors import (
 from buttercup_dagster.sources.fetch import FetchPolicy
 from buttercup_dagster.sources.layout import inside_git_work_tree
 from buttercup_dagster.sources.prepare import (
+    PrepareOptions,
     SourceEvent,
     Workspace,
     check_prepared,
@@ -50,6 +51,8 @@ TOOLING = source_archive(
 )
 DIFF = source_archive({"diff/ref.diff": b"--- a\n+++ b\n"})
 METADATA: dict[str, Any] = {"round.id": "final", "nested": {"ä": [1, 2.5, None, True]}}
+
+OPTIONS = PrepareOptions(fetch_limits=QUICK)
 
 
 class Refused(Exception):
@@ -79,9 +82,8 @@ def left_over(workspace: Workspace) -> list[str]:
     staging = list(workspace.staging.iterdir()) if workspace.staging.exists() else []
     tasks = [p for p in workspace.tasks.iterdir() if not p.name.startswith(".")]
     manifests = list((workspace.tasks / ".manifests").iterdir())
-    parts_folder = workspace.store / "parts"
-    parts = list(parts_folder.iterdir()) if parts_folder.exists() else []
-    return [str(p) for p in (*staging, *tasks, *manifests, *parts)]
+    private = [p for name in ("staging", "trash") for p in (workspace.store / name).glob("*")]
+    return [str(p) for p in (*staging, *tasks, *manifests, *private)]
 
 
 def test_task_is_laid_out_as_its_readers_expect(server: FaultServer, workspace: Workspace) -> None:
@@ -105,7 +107,7 @@ def test_task_is_laid_out_as_its_readers_expect(server: FaultServer, workspace: 
         prepared = prepare(
             task,
             workspace,
-            fetch_limits=QUICK,
+            OPTIONS,
             confirm=confirm,
             announce=announce,
             on_event=events.append,
@@ -143,7 +145,7 @@ def test_task_is_laid_out_as_its_readers_expect(server: FaultServer, workspace: 
         assert phases[0] == "fetching"
         assert phases[-2:] == ["verified", "unpacked"]
 
-    again = prepare(replace(task, task_id=TASK_ID.upper()), workspace, fetch_limits=QUICK)
+    again = prepare(replace(task, task_id=TASK_ID.upper()), workspace, OPTIONS)
     assert again.sources[SourceType.REPO].cache_hit
     assert json.loads((path / "task_meta.json").read_text())["task_id"] == TASK_ID
     assert len(server.requests) == 3
@@ -347,7 +349,7 @@ def test_local_files_without_digest(workspace: Workspace, tmp_path: Path) -> Non
     task = Task(TASK_ID, TaskType.FULL, "curl", "curl", 2**42, (source,))
     with pytest.raises(SourceError, match="not allowed"):
         prepare(task, workspace)
-    prepared = prepare(task, workspace, policy=FetchPolicy(allow_file=True))
+    prepared = prepare(task, workspace, PrepareOptions(policy=FetchPolicy(allow_file=True)))
     assert prepared.sources[SourceType.REPO].sha256 == digest(REPO)
     assert prepared.sources[SourceType.REPO].host == "local file"
 

@@ -14,11 +14,12 @@ from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.store import Store
 from task_api.task import Source, SourceType
 from tests.buttercup_dagster.sources.conftest import QUICK
-from tests.support.archives import digest
+from tests.support.archives import digest, source_archive
+from tests.support.cases import case
 from tests.support.faults import FaultServer, reply, serve
 from tests.support.waiting import wait_for
 
-DATA = random.Random(5).randbytes(200_000)
+DATA = source_archive({"curl/data": random.Random(5).randbytes(200_000)})
 WANT = digest(DATA)
 
 
@@ -53,7 +54,10 @@ def test_stored_archive_serves_even_when_the_url_is_gone(
         store.obtain(source(server.url("/a")), limits=QUICK)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "folder", "link"])
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param(one, id=f"G7-archive-{one}") for one in ("flipped", "cut", "folder", "link")],
+)
 def test_damaged_archive_is_fetched_again(server: FaultServer, tmp_path: Path, damage: str) -> None:
     store = Store(tmp_path / "store")
     url = server.on("/a", serve(DATA))
@@ -66,11 +70,15 @@ def test_damaged_archive_is_fetched_again(server: FaultServer, tmp_path: Path, d
         path.symlink_to(tmp_path / "elsewhere")
     else:
         path.write_bytes(DATA[:-1] + (b"" if damage == "cut" else bytes([DATA[-1] ^ 1])))
-    again = store.obtain(source(url), limits=QUICK)
-    assert not again.cache_hit
+    again = store.tree(source(url), fetch_limits=QUICK)
+    assert not again.hit
     assert path.read_bytes() == DATA
     assert not path.is_symlink()
     assert server.count("/a") == 2
+    aside = list((tmp_path / "store/quarantine").glob("*"))
+    assert [one.name.partition(".")[0] for one in aside] == (
+        [WANT] if damage in {"flipped", "cut"} else []
+    )
 
 
 def test_wrong_bytes_are_not_kept(server: FaultServer, tmp_path: Path) -> None:
@@ -147,7 +155,8 @@ def _hold(parent: Path, ready: str) -> None:
         threading.Event().wait()
 
 
-def test_only_what_dead_owners_left_is_cleaned(tmp_path: Path) -> None:
+@case("G4")
+def test_only_what_dead_owners_left_is_cleaned(tmp_path: Path, case: str) -> None:
     parent = tmp_path / "parent"
     parent.mkdir()
     ready = tmp_path / "ready"

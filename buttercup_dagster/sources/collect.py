@@ -1,0 +1,269 @@
+"""Keeping the store below its marks: what nobody needs goes, least recently used first.
+
+Whether something is needed is asked of its leases, under the lock under which it would be used.
+No lock is waited for: what is busy stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from buttercup_dagster.sources.disk import locked_if_free, locks_hold, make_folder, names_in
+from buttercup_dagster.sources.errors import SourceError, StorageError, storing
+from buttercup_dagster.sources.options import GIBIBYTE
+from buttercup_dagster.sources.stop import Stop
+from buttercup_dagster.sources.store import Store
+from buttercup_dagster.sources.trees import digest_in
+
+Kind = Literal["quarantined", "tree", "archive"]
+
+_ORDER: Final[tuple[Kind, ...]] = ("quarantined", "tree", "archive")
+"""What goes first: a tree is made of its archive in seconds, an archive has to be fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watermarks:
+    """When the collector begins, and when it has done enough.
+
+    Attributes:
+        max_store_bytes: it begins when the store holds more …
+        min_free_bytes: … or the disk has less free space.
+    """
+
+    max_store_bytes: int = 64 * GIBIBYTE
+    min_free_bytes: int = 2 * GIBIBYTE
+
+    def exceeded(self, usage: Usage) -> bool:
+        """Whether the collector has to begin."""
+        return usage.store_bytes > self.max_store_bytes or usage.free_bytes < self.min_free_bytes
+
+    def reached(self, usage: Usage) -> bool:
+        """Whether it has done enough: four fifths of the one, six fifths of the other."""
+        return (
+            usage.store_bytes <= self.max_store_bytes * 4 // 5
+            and usage.free_bytes >= self.min_free_bytes * 6 // 5
+        )
+
+
+DEFAULT_WATERMARKS: Final = Watermarks()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full it is.
+
+    Attributes:
+        store_bytes: archives, what is in quarantine, and about what the trees take on the disk.
+        free_bytes: that the disk still has for this user.
+    """
+
+    store_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that can be removed.
+
+    Attributes:
+        kind: what it is.
+        name: its digest, key, or name in the quarantine.
+        bytes: about what it takes on the disk.
+        last_use_ns: when it was used last; only compared.
+    """
+
+    kind: Kind
+    name: str
+    bytes: int
+    last_use_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What one collection did.
+
+    Attributes:
+        before: how full it was.
+        after: how full it is, or would be after a dry run.
+        removed: what was, or would be, removed.
+        kept: how many of the things it came to stayed, since a task needs them or they were busy.
+        cleaned: names of what a crash had left behind.
+    """
+
+    before: Usage
+    after: Usage
+    removed: tuple[Item, ...]
+    kept: int
+    cleaned: tuple[str, ...]
+
+
+def usage_of(store: Store) -> Usage:
+    """How full a store and its disk are; no tree is walked.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    return Usage(sum(item.bytes for item in _items(store)), _free_bytes(store.root))
+
+
+def collect(
+    store: Store,
+    marks: Watermarks = DEFAULT_WATERMARKS,
+    *,
+    everything: bool = False,
+    dry_run: bool = False,
+    stop: Stop | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Collection | None:
+    """Clear up after crashes, and remove what nobody needs if the marks are exceeded.
+
+    Args:
+        store: what to collect in.
+        marks: when to begin and when to end.
+        everything: remove all that no task needs, whatever the marks say.
+        dry_run: remove nothing, and tell what would be.
+        stop: ends the work between two things.
+        on_progress: called with how many things were looked at and how many there are.
+
+    Returns:
+        What was done; None if another process is collecting.
+
+    Raises:
+        StorageError: something cannot be removed, or locks keep nobody out on this file system.
+        Stopped, DeadlinePassed: by `stop`.
+    """
+    stop = stop or Stop()
+    make_folder(store.root)
+    if not locks_hold(store.root):
+        raise StorageError(
+            f"locks keep nobody out in {store.root}, so nothing is removed there; put the store "
+            "on a disk of this machine",
+            code="no_locks",
+        )
+    with locked_if_free(store.lock_path("collector")) as mine:
+        if not mine:
+            return None
+        cleaned = () if dry_run else tuple(_clear_up(store))
+        work = _Collecting(store, marks, everything=everything, dry_run=dry_run)
+        return work.run(cleaned, stop, on_progress)
+
+
+def collect_if_needed(store: Store, marks: Watermarks, stop: Stop) -> Collection | None:
+    """Collect if the marks are exceeded and no other process does.
+
+    What goes wrong is left to the next time: the caller has done its work already.
+    """
+    with contextlib.suppress(SourceError):
+        if marks.exceeded(usage_of(store)):
+            return collect(store, marks, stop=stop)
+    return None
+
+
+class _Collecting:
+    """One collection."""
+
+    def __init__(self, store: Store, marks: Watermarks, *, everything: bool, dry_run: bool) -> None:
+        self._store = store
+        self._marks = marks
+        self._everything = everything
+        self._dry_run = dry_run
+
+    def run(
+        self,
+        cleaned: tuple[str, ...],
+        stop: Stop,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> Collection:
+        items = sorted(
+            _items(self._store), key=lambda one: (_ORDER.index(one.kind), one.last_use_ns)
+        )
+        store_bytes = sum(item.bytes for item in items)
+        before = usage = Usage(store_bytes, _free_bytes(self._store.root))
+        removed: list[Item] = []
+        kept = 0
+        wanted = self._everything or self._marks.exceeded(before)
+        for number, item in enumerate(items, 1):
+            if not wanted or (not self._everything and self._marks.reached(usage)):
+                break
+            stop.check()
+            if _remove(self._store, item, dry_run=self._dry_run):
+                removed.append(item)
+                usage = self._without(item, usage)
+            else:
+                kept += 1
+            if on_progress is not None:
+                on_progress(number, len(items))
+        return Collection(before, usage, tuple(removed), kept, cleaned)
+
+    def _without(self, item: Item, usage: Usage) -> Usage:
+        left = usage.store_bytes - item.bytes
+        if self._dry_run:
+            return Usage(left, usage.free_bytes + item.bytes)
+        return Usage(left, _free_bytes(self._store.root))
+
+
+def _items(store: Store) -> Iterator[Item]:
+    for path in names_in(store.root / "quarantine"):
+        yield from _item("quarantined", path.name, path)
+    for key in store.trees.keys():  # noqa: SIM118 - no mapping
+        marker = store.trees.marker(key)
+        if marker is not None:
+            yield from _item("tree", key, store.trees.marker_path(key), marker.disk_bytes)
+    for path in store.archives():
+        yield from _item("archive", path.name, path)
+
+
+def _item(kind: Kind, name: str, path: Path, size: int | None = None) -> Iterator[Item]:
+    try:
+        status = path.lstat()
+    except OSError:  # gone meanwhile
+        return
+    yield Item(kind, name, status.st_size if size is None else size, status.st_mtime_ns)
+
+
+def _free_bytes(root: Path) -> int:
+    make_folder(root)
+    with storing("cannot read the free space of", root):
+        disk = os.statvfs(root)
+    return disk.f_bavail * disk.f_frsize
+
+
+def _remove(store: Store, item: Item, *, dry_run: bool) -> bool:
+    """Remove one thing unless somebody needs it or is at it."""
+    if item.kind == "quarantined":
+        if not dry_run:
+            with storing("cannot remove", path := store.root / "quarantine" / item.name):
+                path.unlink(missing_ok=True)
+        return True
+    with store.trash(item.name) as trash, locked_if_free(store.lock_path(item.name)) as mine:
+        # Who needs it has leased it before it takes this lock, so nobody comes in between.
+        if not mine or store.leases.in_use(digest_in(item.name)):
+            return False
+        if dry_run:
+            return True
+        if item.kind == "tree":
+            return store.trees.withdraw(item.name, trash)
+        path = store.archive_path(item.name)
+        with storing("cannot remove", path):
+            try:
+                path.rename(trash / item.name)
+            except FileNotFoundError:
+                return False
+        return True
+
+
+def _clear_up(store: Store) -> Iterator[str]:
+    """Remove what crashes left behind, as far as locks show that nobody is at it."""
+    yield from store.clean()
+    yield from store.leases.clean()
+    for key in store.trees.keys():  # noqa: SIM118 - no mapping
+        if not store.trees.has_half(key):
+            continue
+        with store.trash(key) as trash, locked_if_free(store.lock_path(key)) as mine:
+            if mine and store.trees.clear(key, trash):
+                yield key

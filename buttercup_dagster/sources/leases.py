@@ -1,0 +1,245 @@
+"""Who needs what of the store: a task leases the archives that its folder is made of.
+
+Below the store, `leases/<digest>/<task_id>` names the task's folder. Such a lease counts while an
+attempt holds its lock (a `flock`, which ends with its process) or that folder exists. So a killed
+attempt leases nothing any more, and nobody has to judge ages or process ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from buttercup_dagster.sources.disk import (
+    LOCK_POLL_SECONDS,
+    locks_hold,
+    make_folder,
+    names_in,
+    try_lock,
+)
+from buttercup_dagster.sources.errors import storing
+from buttercup_dagster.sources.stop import Stop
+
+_MOST_BYTES: Final = 64 * 1024
+_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Leases:
+    """The leases of one store.
+
+    Args:
+        root: their folder; made when it is needed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    @contextlib.contextmanager
+    def attempt(self, task_id: str, folder: Path) -> Iterator[TaskLeases]:
+        """What one attempt at a task leases, held while the block runs.
+
+        Afterwards a lease stays if the attempt said `published`; then what the task leased before
+        and needs no more is dropped. Otherwise what this attempt has added is dropped.
+
+        Args:
+            task_id: of the task, a UUID.
+            folder: where the task will be.
+        """
+        held = TaskLeases(self._root, task_id, folder)
+        try:
+            yield held
+        finally:
+            unneeded = held.close()
+            if held.was_published:
+                unneeded = [
+                    path for path in self._of_task(task_id) if path.parent.name not in held.digests
+                ]
+            for path in unneeded:
+                _remove(path)
+
+    def in_use(self, digest: str) -> bool:
+        """Whether a task needs an archive or its tree.
+
+        Raises:
+            StorageError: the leases cannot be read.
+        """
+        return any(_counts(path) for path in names_in(self._root / digest))
+
+    def folders(self, digest: str) -> list[Path]:
+        """The folders of the tasks that lease a digest and exist."""
+        found = (_folder_in(path) for path in names_in(self._root / digest))
+        return [folder for folder in found if folder is not None and os.path.lexists(folder)]
+
+    def drop(self, task_id: str) -> None:
+        """Drop what a task leases, whose folder was removed; a running attempt keeps its own.
+
+        Raises:
+            StorageError: a lease cannot be removed.
+        """
+        for path in self._of_task(task_id):
+            _remove(path)
+
+    def clean(self) -> list[str]:
+        """Remove the leases that no longer count.
+
+        Returns:
+            `<digest>/<task_id>` of each.
+
+        Raises:
+            StorageError: one of them cannot be removed.
+        """
+        removed: list[str] = []
+        if not self._root.is_dir() or not locks_hold(self._root):
+            return removed
+        for folder in names_in(self._root):
+            removed += [
+                f"{folder.name}/{path.name}"
+                for path in names_in(folder)
+                if not _counts(path) and _remove(path, only_stale=True)
+            ]
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+        return removed
+
+    def _of_task(self, task_id: str) -> list[Path]:
+        return [
+            folder / task_id for folder in names_in(self._root) if os.path.lexists(folder / task_id)
+        ]
+
+
+class TaskLeases:
+    """The leases that one attempt holds; thread-safe.
+
+    Attributes:
+        digests: what is leased.
+        was_published: whether the task's folder stands on it now.
+    """
+
+    def __init__(self, root: Path, task_id: str, folder: Path) -> None:
+        self._root = root
+        self._task_id = task_id
+        self._content = json.dumps({"folder": str(folder)}).encode()
+        self._lock = threading.Lock()
+        self._handles: dict[str, int] = {}
+        self._added: list[Path] = []
+        self.was_published = False
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """What is leased, by digest."""
+        return frozenset(self._handles)
+
+    def take(self, digest: str, stop: Stop) -> None:
+        """Lease an archive and its tree. From then on the collector leaves both alone.
+
+        Call it before looking whether they are there.
+
+        Raises:
+            StorageError: the lease cannot be written.
+            Stopped, DeadlinePassed: while waiting for a collector that looks at the lease.
+        """
+        with self._lock:
+            if digest in self._handles:
+                return
+            path = self._root / digest / self._task_id
+            with storing("cannot write the lease", path):
+                handle, added = self._open(path, stop)
+                self._handles[digest] = handle
+                if added:
+                    self._added.append(path)
+                os.pwrite(handle, self._content, 0)
+                os.ftruncate(handle, len(self._content))
+
+    def published(self) -> None:
+        """Say that the task's folder stands in its place and needs all that is leased."""
+        self.was_published = True
+
+    def close(self) -> list[Path]:
+        """Let go of the locks; the leases that this attempt has added."""
+        with self._lock:
+            for handle in self._handles.values():
+                os.close(handle)
+        return self._added
+
+    def _open(self, path: Path, stop: Stop) -> tuple[int, bool]:
+        while True:
+            make_folder(path.parent)
+            try:
+                added = not path.exists()
+                handle = os.open(path, _FLAGS | os.O_CREAT, 0o644)
+            except FileNotFoundError:  # a collector removed the folder, which was empty
+                continue
+            try:
+                while not try_lock(handle, shared=True):
+                    stop.wait(LOCK_POLL_SECONDS)
+                    stop.check()
+                if _is_at(handle, path):
+                    return handle, added
+            except BaseException:
+                os.close(handle)
+                raise
+            os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether a name still stands for the file that was opened."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _counts(path: Path) -> bool:
+    try:
+        handle = os.open(path, _FLAGS)
+    except FileNotFoundError:
+        return False
+    except OSError:  # not ours to judge
+        return True
+    try:
+        return not try_lock(handle) or _leads_to_a_folder(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path, *, only_stale: bool = False) -> bool:
+    """Remove a lease unless somebody holds it."""
+    with storing("cannot remove the lease", path):
+        try:
+            handle = os.open(path, _FLAGS)
+        except FileNotFoundError:
+            return False
+        try:
+            if not try_lock(handle) or not _is_at(handle, path):
+                return False
+            if only_stale and _leads_to_a_folder(handle):
+                return False
+            path.unlink()
+        finally:
+            os.close(handle)
+    return True
+
+
+def _leads_to_a_folder(handle: int) -> bool:
+    folder = _parsed(os.pread(handle, _MOST_BYTES, 0))
+    return folder is not None and os.path.lexists(folder)
+
+
+def _folder_in(path: Path) -> Path | None:
+    try:
+        return _parsed(path.read_bytes()[:_MOST_BYTES])
+    except OSError:
+        return None
+
+
+def _parsed(content: bytes) -> Path | None:
+    """The folder that a lease names; None for one that was cut short by a crash."""
+    try:
+        return Path(json.loads(content)["folder"])
+    except (ValueError, KeyError, TypeError):
+        return None

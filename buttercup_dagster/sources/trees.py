@@ -1,0 +1,293 @@
+"""Unpacked trees in the store, and what makes one trustworthy.
+
+A tree is `trees/<key>/` with `trees/<key>.manifest` beside it and, written last, the marker
+`trees/<key>.json`. What has no valid marker does not exist, whatever else is there. The marker
+names the boot of this machine under which the tree was written or last compared: a tree is not
+synced file by file, so after a power cut it is compared with its manifest before it is used again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+from buttercup_dagster.sources.archive import EscapingLinks
+from buttercup_dagster.sources.disk import (
+    boot_id,
+    exchange,
+    make_folder,
+    names_in,
+    sync_folder,
+    write_atomically,
+)
+from buttercup_dagster.sources.errors import SourceError, storing
+from buttercup_dagster.sources.manifest import Manifest, Totals
+
+TREE_VERSION: Final = 1
+"""Raised when the same archive would give another tree."""
+
+_FORMAT: Final = 1
+_BLOCK: Final = 4096
+_MOST_BYTES: Final = 64 * 1024
+
+
+def tree_key(digest: str, escaping_links: EscapingLinks) -> str:
+    """The name of a tree: what it was made of, and how.
+
+    Args:
+        digest: of the archive, 64 lower-case hex digits.
+        escaping_links: what was done with symbolic links that lead out of the tree.
+    """
+    return f"{digest}-{TREE_VERSION}-{escaping_links}"
+
+
+def digest_in(key: str) -> str:
+    """The digest of the archive that a tree was made of."""
+    return key.partition("-")[0]
+
+
+def escaping_links_in(key: str) -> EscapingLinks:
+    """What was done with symbolic links that lead out of the tree."""
+    return "refuse" if key.endswith("-refuse") else "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """That a tree is complete.
+
+    Attributes:
+        digest: of the archive that it was made of.
+        archive_bytes: size of that archive.
+        totals: how much the tree holds.
+        manifest_sha256: digest of the manifest's file.
+        boot_id: of the boot under which the tree is trusted.
+        made_ms: when it was made, UNIX milliseconds.
+    """
+
+    digest: str
+    archive_bytes: int
+    totals: Totals
+    manifest_sha256: str
+    boot_id: str
+    made_ms: int
+
+    @property
+    def disk_bytes(self) -> int:
+        """About what the tree takes on the disk: its bytes, and on average half a block a file."""
+        totals = self.totals
+        return totals.bytes + totals.files * _BLOCK // 2 + totals.directories * _BLOCK
+
+    def to_json(self) -> bytes:
+        """The content of the marker's file."""
+        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1).encode("ascii")
+
+    @classmethod
+    def parsed(cls, content: bytes) -> Self | None:
+        """The marker in a file, or None if it is none."""
+        try:
+            found: dict[str, Any] = json.loads(content)
+            if found.pop("format") != _FORMAT:
+                return None
+            return cls(**{**found, "totals": Totals(**found["totals"])})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTree:
+    """A tree in the store.
+
+    Attributes:
+        key: its name.
+        path: its root folder; not to be written to.
+        manifest: what it holds.
+        marker: that it is complete.
+    """
+
+    key: str
+    path: Path
+    manifest: Manifest
+    marker: Marker
+
+
+class Trees:
+    """The trees of one store. The lock of a key has to be held by whoever calls with that key.
+
+    Args:
+        root: their folder; made when it is needed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def path(self, key: str) -> Path:
+        """Where the tree is, or would be."""
+        return self._root / key
+
+    def manifest_path(self, key: str) -> Path:
+        """Where its manifest is, or would be."""
+        return self._root / f"{key}.manifest"
+
+    def marker_path(self, key: str) -> Path:
+        """Where its marker is, or would be."""
+        return self._root / f"{key}.json"
+
+    def marker(self, key: str) -> Marker | None:
+        """The marker of a tree, if it has a valid one."""
+        try:
+            with self.marker_path(key).open("rb") as file:
+                return Marker.parsed(file.read(_MOST_BYTES))
+        except OSError:
+            return None
+
+    def keys(self) -> list[str]:
+        """The key of everything that is here, of trees and of what a crash left of one."""
+        # A half-written file is `.<key>.<what>.<random>`, and no key has a dot.
+        found = {path.name.lstrip(".").partition(".")[0] for path in names_in(self._root)}
+        return sorted(found - {""})
+
+    def find(self, key: str) -> StoredTree | None:
+        """A tree that may be used; None if there is none.
+
+        A tree of another boot is compared with its manifest first, which reads every name of it.
+        """
+        found = self.complete(key)
+        if found is None:
+            return None
+        now = boot_id()
+        if now and found.marker.boot_id == now:
+            return found
+        try:
+            if found.manifest.differences(found.path):
+                return None
+        except SourceError:
+            return None
+        return self.trust(found)
+
+    def complete(self, key: str) -> StoredTree | None:
+        """A tree with a valid marker and the manifest that belongs to it, trusted or not."""
+        marker = self.marker(key)
+        path = self.path(key)
+        manifest_path = self.manifest_path(key)
+        try:
+            if (
+                marker is None
+                or not stat.S_ISDIR(path.lstat().st_mode)
+                or hashlib.sha256(manifest_path.read_bytes()).hexdigest() != marker.manifest_sha256
+            ):
+                return None
+            return StoredTree(key, path, Manifest.load(manifest_path), marker)
+        except (OSError, SourceError):
+            return None
+
+    def trust(self, tree: StoredTree) -> StoredTree:
+        """Note that a tree was compared with its manifest under this boot of the machine.
+
+        Raises:
+            StorageError: the marker cannot be written.
+        """
+        marker = replace(tree.marker, boot_id=boot_id())
+        write_atomically(self.marker_path(tree.key), marker.to_json())
+        return replace(tree, marker=marker)
+
+    def put(
+        self, key: str, folder: Path, manifest: Manifest, *, digest: str, archive_bytes: int
+    ) -> StoredTree:
+        """Move an unpacked tree into its place.
+
+        Args:
+            key: of the tree; nothing may be here under it.
+            folder: the unpacked tree, on the same file system.
+            manifest: what it holds.
+            digest: of its archive.
+            archive_bytes: size of its archive.
+
+        Raises:
+            StorageError: it cannot be moved.
+        """
+        make_folder(self._root)
+        path = self.path(key)
+        with storing("cannot store the tree", path):
+            try:
+                folder.rename(path)
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                # Where locks keep nobody out somebody else was faster, with the same tree.
+                exchange(folder, path)
+            sync_folder(self._root)
+        manifest_path = self.manifest_path(key)
+        manifest.save(manifest_path)
+        with storing("cannot store the tree", path):
+            written = hashlib.sha256(manifest_path.read_bytes()).hexdigest()
+        marker = Marker(
+            digest=digest,
+            archive_bytes=archive_bytes,
+            totals=manifest.totals,
+            manifest_sha256=written,
+            boot_id=boot_id(),
+            made_ms=time.time_ns() // 1_000_000,
+        )
+        write_atomically(self.marker_path(key), marker.to_json())
+        return StoredTree(key, path, manifest, marker)
+
+    def withdraw(self, key: str, aside: Path) -> bool:
+        """Make a tree, or what a crash left of one, disappear.
+
+        Args:
+            key: of the tree.
+            aside: a private folder on the same file system; what was the tree is there afterwards,
+                to be deleted without the lock.
+
+        Returns:
+            Whether anything was here.
+
+        Raises:
+            StorageError: it cannot be moved.
+        """
+        found = False
+        # The marker first: from then on there is no such tree.
+        for path in (self.marker_path(key), self.path(key), self.manifest_path(key)):
+            with storing("cannot remove the tree", path):
+                try:
+                    path.rename(aside / secrets.token_hex(8))
+                except FileNotFoundError:
+                    continue
+                found = True
+        return found
+
+    def clear(self, key: str, aside: Path) -> bool:
+        """Remove what a crash left: a tree without a valid marker, and half-written files.
+
+        Args:
+            key: of the tree.
+            aside: as for `withdraw`.
+
+        Returns:
+            Whether anything was removed.
+
+        Raises:
+            StorageError: it cannot be moved.
+        """
+        found = self.marker(key) is None and self.withdraw(key, aside)
+        for path in self._half(key):
+            with storing("cannot remove", path):
+                path.rename(aside / path.name)
+            found = True
+        return found
+
+    def has_half(self, key: str) -> bool:
+        """Whether a crash left something of this key, or somebody is writing it."""
+        return self.marker(key) is None or any(self._half(key))
+
+    def _half(self, key: str) -> Iterator[Path]:
+        """What was half-written beside a tree when the writer was killed."""
+        return (path for path in names_in(self._root) if path.name.startswith(f".{key}."))

@@ -1,0 +1,283 @@
+"""What the collector removes, in which order, and what it leaves alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from buttercup_dagster.sources import links
+from buttercup_dagster.sources.collect import (
+    Collection,
+    Usage,
+    Watermarks,
+    collect,
+    usage_of,
+)
+from buttercup_dagster.sources.disk import locked
+from buttercup_dagster.sources.errors import NoSpace
+from buttercup_dagster.sources.prepare import Workspace, check_prepared, prepare, remove_prepared
+from buttercup_dagster.sources.stop import Stop
+from buttercup_dagster.sources.store import Store
+from tests.buttercup_dagster.sources.support import DIGEST, OPTIONS, REPO, litter, new_task
+from tests.support.archives import digest, source_archive
+from tests.support.cases import case
+from tests.support.disks import small_tmpfs
+from tests.support.faults import FaultServer, serve
+from tests.support.waiting import wait_for
+
+NOTHING = Watermarks(max_store_bytes=0, min_free_bytes=0)
+"""Marks that any store exceeds."""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "tasks", tmp_path / "store")
+
+
+def collected(
+    store: Store,
+    marks: Watermarks = NOTHING,
+    *,
+    everything: bool = False,
+    dry_run: bool = False,
+) -> Collection:
+    done = collect(store, marks, everything=everything, dry_run=dry_run)
+    assert done is not None
+    return done
+
+
+def kinds(done: Collection) -> list[str]:
+    return [one.kind for one in done.removed]
+
+
+def used_and_removed(server: FaultServer, workspace: Workspace, number: int) -> str:
+    """Prepare a task with an archive of its own and remove it; the archive's digest."""
+    archive = source_archive({"curl/number": b"%d" % number, "curl/data": bytes(50_000)})
+    task = new_task(server.on(f"/{number}", serve(archive)), archive)
+    prepare(task, workspace, OPTIONS)
+    assert remove_prepared(task.task_id, workspace)
+    return digest(archive)
+
+
+def test_nothing_goes_below_the_marks(server: FaultServer, workspace: Workspace) -> None:
+    used_and_removed(server, workspace, 1)
+    done = collected(Store(workspace.store), Watermarks(10**9, 0))
+    assert (done.removed, done.kept, done.before) == ((), 0, done.after)
+
+
+def test_trees_go_before_archives_and_only_as_many_as_needed(
+    server: FaultServer, workspace: Workspace
+) -> None:
+    digests = [used_and_removed(server, workspace, number) for number in range(4)]
+    store = Store(workspace.store)
+    before = usage_of(store).store_bytes
+    done = collected(store, Watermarks(before - 1, 0))
+    assert [one.name.partition("-")[0] for one in done.removed] == digests[:1]
+    assert kinds(done) == ["tree"]
+    assert done.after.store_bytes == usage_of(store).store_bytes <= (before - 1) * 4 // 5
+
+    done = collected(store, Watermarks(1, 0))
+    assert kinds(done) == ["tree"] * 3 + ["archive"] * 4
+    assert usage_of(store).store_bytes == 0
+    assert litter(workspace) == []
+
+
+def test_a_full_disk_begins_a_collection_too(server: FaultServer, workspace: Workspace) -> None:
+    used_and_removed(server, workspace, 1)
+    store = Store(workspace.store)
+    free = usage_of(store).free_bytes
+    assert not Watermarks(10**9, free // 2).exceeded(Usage(0, free))
+    assert kinds(collected(store, Watermarks(10**9, free * 2))) == ["tree", "archive"]
+
+
+def test_a_dry_run_removes_nothing(server: FaultServer, workspace: Workspace) -> None:
+    used_and_removed(server, workspace, 1)
+    store = Store(workspace.store)
+    would = collected(store, everything=True, dry_run=True)
+    assert kinds(would) == ["tree", "archive"]
+    assert would.after.store_bytes == 0
+    assert usage_of(store).store_bytes == would.before.store_bytes > 0
+    assert collected(store, everything=True).removed == would.removed
+
+
+def test_a_prepare_collects_when_it_leaves_too_much(
+    server: FaultServer, workspace: Workspace
+) -> None:
+    used_and_removed(server, workspace, 1)
+    task = new_task(server.on("/a", serve(REPO)))
+    prepare(task, workspace, replace(OPTIONS, watermarks=NOTHING))
+    store = Store(workspace.store)
+    assert [path.name for path in store.archives()] == [DIGEST]
+    assert check_prepared(task.task_id, workspace) == []
+
+
+@pytest.mark.parametrize("back", [pytest.param(0, id="G13-runs"), pytest.param(1, id="G13-back")])
+def test_the_order_of_use_outlives_a_clock_that_jumps_back(
+    server: FaultServer, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, back: int
+) -> None:
+    first = used_and_removed(server, workspace, 1)
+    now, year = time.time_ns(), 365 * 86_400 * 10**9
+    clock = (now - year * back + step for step in range(10**6))
+    monkeypatch.setattr("buttercup_dagster.sources.store.time.time_ns", lambda: next(clock))
+    second = used_and_removed(server, workspace, 2)
+    used_and_removed(server, workspace, 1)
+    done = collected(Store(workspace.store))
+    assert [one.name.partition("-")[0] for one in done.removed if one.kind == "tree"] == [
+        second,
+        first,
+    ]
+
+
+# --- what stays ------------------------------------------------------------------------------
+
+
+@case("G6-reader")
+def test_what_a_prepared_task_is_made_of_stays(
+    server: FaultServer, workspace: Workspace, case: str
+) -> None:
+    task = new_task(server.on("/a", serve(REPO)))
+    prepare(task, workspace, OPTIONS)
+    store = Store(workspace.store)
+    done = collected(store, everything=True)
+    assert (done.removed, done.kept) == ((), 2)
+    assert store.leases.folders(DIGEST) == [workspace.folder(task.task_id)]
+    assert remove_prepared(task.task_id, workspace)
+    assert kinds(collected(store, everything=True)) == ["tree", "archive"]
+
+
+@case("G6-starting")
+def test_what_a_starting_task_needs_stays(
+    server: FaultServer, workspace: Workspace, case: str
+) -> None:
+    used_and_removed(server, workspace, 1)
+    store = Store(workspace.store)
+    (archive,) = store.archives()
+    with store.leases.attempt("a-task", workspace.tasks / "a-task") as leases:
+        leases.take(archive.name, Stop())
+        assert collected(store, everything=True).kept == 2
+    assert kinds(collected(store, everything=True)) == ["tree", "archive"]
+
+
+def _link_slowly(url: str, workspace: Workspace, ready: Path, task_id: str) -> None:
+    original = links._Linking._finish
+
+    def wait(*arguments: object) -> None:
+        links._Linking._finish = original  # type: ignore[method-assign]
+        ready.touch()
+        wait_for(lambda: not ready.exists(), "the collector to have passed")
+        original(*arguments)  # type: ignore[arg-type]
+
+    links._Linking._finish = wait  # type: ignore[assignment,method-assign]
+    prepare(new_task(url, task_id=task_id), workspace, OPTIONS)
+
+
+@case("G6-linking")
+def test_a_tree_that_is_being_linked_stays(
+    server: FaultServer, workspace: Workspace, tmp_path: Path, case: str
+) -> None:
+    ready = tmp_path / "ready"
+    url = server.on("/a", serve(REPO))
+    task_id = new_task(url).task_id
+    process = multiprocessing.get_context("spawn").Process(
+        target=_link_slowly, args=(url, workspace, ready, task_id)
+    )
+    process.start()
+    wait_for(ready.exists, "the other process")
+    done = collected(Store(workspace.store), everything=True)
+    assert (done.removed, done.cleaned) == ((), ())
+    ready.unlink()
+    process.join(30)
+    assert process.exitcode == 0
+    assert check_prepared(task_id, workspace) == []
+
+
+@case("G6-busy")
+def test_a_lock_is_not_waited_for(server: FaultServer, workspace: Workspace, case: str) -> None:
+    used_and_removed(server, workspace, 1)
+    store = Store(workspace.store)
+    (archive,) = store.archives()
+    with locked(store.lock_path(archive.name)):
+        assert kinds(collected(store, everything=True)) == ["tree"]
+    with locked(store.lock_path("collector")):
+        assert collect(store, everything=True) is None
+    assert kinds(collected(store, everything=True)) == ["archive"]
+
+
+def test_a_failed_attempt_leases_nothing_more_than_before(
+    server: FaultServer, workspace: Workspace
+) -> None:
+    task = new_task(server.on("/a", serve(REPO)))
+    prepare(task, workspace, OPTIONS)
+    other = source_archive({"curl/other": b""})
+
+    def refuse() -> None:
+        raise RuntimeError
+
+    failing = new_task(server.on("/b", serve(other)), other, task_id=task.task_id)
+    with pytest.raises(RuntimeError):
+        prepare(failing, workspace, OPTIONS, confirm=refuse)
+    store = Store(workspace.store)
+    assert (store.leases.in_use(DIGEST), store.leases.in_use(digest(other))) == (True, False)
+    prepare(failing, workspace, OPTIONS)
+    assert (store.leases.in_use(DIGEST), store.leases.in_use(digest(other))) == (False, True)
+
+
+@pytest.mark.parametrize("what", ["tree", "half", "lease", "trash", "part"])
+def test_what_crashes_left_is_cleared_up(
+    server: FaultServer, workspace: Workspace, what: str
+) -> None:
+    store = Store(workspace.store)
+    used_and_removed(server, workspace, 1)
+    (key,) = store.trees.keys()
+    if what == "tree":
+        store.trees.marker_path(key).unlink()
+    elif what == "half":
+        (store.root / "trees" / f".{key}.json.0123").write_bytes(b"{")
+    elif what == "lease":
+        (store.root / "leases" / DIGEST).mkdir()
+        (store.root / "leases" / DIGEST / "some-task").write_bytes(b"")
+    elif what == "trash":
+        (store.root / "trash" / "old" / "inside").mkdir(parents=True)
+    else:
+        part = store.root / "parts" / f"{DIGEST}.{'0' * 16}.part"
+        part.write_bytes(b"x")
+        os.utime(part, (1, 1))
+    done = collected(store, Watermarks(10**9, 0))
+    assert len(done.cleaned) == 1
+    assert done.removed == ()
+    assert litter(workspace) == []
+    assert list((store.root / "leases").glob("*/*")) == []
+
+
+def test_when_the_disk_is_full_what_nobody_needs_makes_room(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    with small_tmpfs(tmp_path / "disk", "size=64m,nr_inodes=560") as disk:
+        workspace = Workspace(disk / "tasks", disk / "store")
+        limits = replace(OPTIONS.fetch_limits, reserve_bytes=0)
+        options = replace(OPTIONS, fetch_limits=limits, watermarks=Watermarks(10**9, 0))
+
+        def made(name: str, files: int) -> Callable[[], None]:
+            archive = source_archive({f"curl/{name}{n}": b"" for n in range(files)})
+            task = new_task(server.on(f"/{name}", serve(archive)), archive)
+
+            def run() -> None:
+                prepare(task, workspace, options)
+                assert check_prepared(task.task_id, workspace) == []
+                remove_prepared(task.task_id, workspace)
+
+            return run
+
+        made("a", 200)()
+        made("b", 200)()
+        keys = Store(workspace.store).trees.keys()
+        assert len(keys) == 1
+        with pytest.raises(NoSpace):
+            made("c", 600)()
+        assert litter(workspace) == []

@@ -1,0 +1,146 @@
+"""Stores that others own, odd umasks, and stops in each phase."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buttercup_dagster.sources.disk import locked, names_in
+from buttercup_dagster.sources.errors import Stopped, StorageError
+from buttercup_dagster.sources.prepare import SourceEvent, Workspace, check_prepared, prepare
+from buttercup_dagster.sources.stop import Stop
+from buttercup_dagster.sources.store import Store
+from buttercup_dagster.sources.trees import tree_key
+from tests.buttercup_dagster.sources.support import DIGEST, OPTIONS, REPO, litter, new_task
+from tests.support.cases import case
+from tests.support.faults import FaultServer, serve
+from tests.support.stopping import stop_when
+from tests.support.users import as_ordinary_user
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "tasks", tmp_path / "store")
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may enter."""
+    with tempfile.TemporaryDirectory(prefix="buttercup-test-") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
+@case("G11-umask")
+def test_the_umask_does_not_matter(server: FaultServer, workspace: Workspace, case: str) -> None:
+    task = new_task(server.on("/a", serve(REPO)))
+    before = os.umask(0o077)
+    try:
+        path = prepare(task, workspace, OPTIONS).path
+        assert check_prepared(task.task_id, workspace) == []
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in path.rglob("*")} == {0o755, 0o644}
+    for folder in (workspace.tasks, workspace.store, workspace.store / "archives"):
+        assert folder.stat().st_mode & 0o777 == 0o755
+
+
+@case("G11-other_user")
+def test_the_store_of_another_user_is_refused_clearly(
+    server: FaultServer, open_folder: Path, case: str
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be two users")
+    store = open_folder / "store"
+    url = server.on("/a", serve(REPO))
+    prepare(new_task(url), Workspace(open_folder / "tasks", store), OPTIONS)
+    before = sorted(store.rglob("*"))
+    theirs = Workspace(open_folder / "theirs", store)
+    with (
+        as_ordinary_user(),
+        pytest.raises(
+            StorageError, match="Permission denied; let the user of this process write there"
+        ) as caught,
+    ):
+        prepare(new_task(url), theirs, OPTIONS)
+    assert str(store) in str(caught.value)
+    assert sorted(store.rglob("*")) == before
+    assert names_in(theirs.staging) == []
+
+
+@case("G11-read_only")
+def test_a_store_that_nobody_may_write_to_is_refused_clearly(
+    server: FaultServer, open_folder: Path, case: str
+) -> None:
+    store = open_folder / "store"
+    with as_ordinary_user():
+        store.mkdir(mode=0o555)
+        with pytest.raises(StorageError, match="let the user of this process write there"):
+            prepare(
+                new_task(server.on("/a", serve(REPO))),
+                Workspace(open_folder / "tasks", store),
+                OPTIONS,
+            )
+    assert server.requests == []
+    assert list(store.iterdir()) == []
+
+
+def _children() -> list[str]:
+    threads = Path("/proc/self/task").iterdir()
+    return [child for one in threads for child in (one / "children").read_text().split()]
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        pytest.param(phase, id=f"G12-{phase}")
+        for phase in ("fetching", "waiting", "verified", "unpacked", "task_lock")
+    ],
+)
+def test_a_stop_ends_each_phase_and_leaves_nothing_half_done(
+    server: FaultServer, workspace: Workspace, phase: str
+) -> None:
+    url = server.on(
+        "/a", serve(REPO, cut_after=50, then="stall") if phase == "fetching" else serve(REPO)
+    )
+    task = new_task(url)
+    store = Store(workspace.store)
+    children = _children()
+    arrived: list[str] = []
+
+    def on_event(event: SourceEvent) -> None:
+        if event.phase == phase:
+            arrived.append(phase)
+            stop.request("the task was cancelled")
+
+    def has_arrived() -> bool:
+        if phase == "fetching":
+            parts = (store.root / "parts").glob("*.part")
+            return any(path.stat().st_size == 50 for path in parts)
+        if phase == "waiting":
+            return any((store.root / "trash").glob(f"{DIGEST}*"))
+        if phase == "task_lock":
+            return any(workspace.staging.glob("*/task/task_meta.json"))
+        return bool(arrived)
+
+    lock = {"waiting": tree_key(DIGEST, "drop"), "task_lock": f"task-{task.task_id}"}
+    with (
+        stop_when(has_arrived, phase) as stop,
+        locked(store.lock_path(lock.get(phase, "nobody's"))),
+        pytest.raises(Stopped, match="the task was cancelled"),
+    ):
+        prepare(task, workspace, OPTIONS, stop=stop, on_event=on_event)
+    kept = [path.suffix for path in names_in(store.root / "parts")]
+    assert (".part" in kept) is (phase == "fetching")
+    assert [path for path in litter(workspace) if not path.endswith(".part")] == []
+    assert not workspace.folder(task.task_id).exists()
+    assert not store.leases.in_use(DIGEST)
+    assert _children() == children
+
+    server.on("/a", serve(REPO))
+    prepare(task, workspace, OPTIONS, stop=Stop())
+    assert check_prepared(task.task_id, workspace) == []

@@ -1,0 +1,66 @@
+"""What the settings make of the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from buttercup_dagster.engine import Engine
+from buttercup_dagster.settings import DownloaderSettings
+from buttercup_dagster.sources.errors import Blocked
+from buttercup_dagster.sources.prepare import prepare
+from buttercup_dagster.sources.stop import Stop
+from tests.buttercup_dagster.sources.support import REPO, new_task
+
+
+def engine_of(home: Path, *, allow_file: bool = False, **settings: object) -> Engine:
+    chosen = DownloaderSettings(_env_file=None, home=home, **settings)  # type: ignore[arg-type]
+    return Engine.from_settings(chosen, allow_file=allow_file)
+
+
+def test_the_settings_reach_the_engine(tmp_path: Path) -> None:
+    engine = engine_of(
+        tmp_path,
+        link_mode="copy",
+        escaping_links="refuse",
+        max_store_bytes=10,
+        min_free_bytes=20,
+        max_tree_entries=30,
+        max_archive_bytes=40,
+    )
+    options = engine.options
+    assert (options.link_mode, options.escaping_links) == ("copy", "refuse")
+    assert (options.watermarks.max_store_bytes, options.watermarks.min_free_bytes) == (10, 20)
+    assert (options.limits.entries, options.fetch_limits.max_archive_bytes) == (30, 40)
+    assert engine.workspace.store == tmp_path / "store"
+
+
+@pytest.mark.parametrize(
+    ("roots", "allow_file", "taken"),
+    [
+        (None, False, False),
+        ("given", False, True),
+        ("other, given", False, True),
+        ("other", False, False),
+        ("other", True, True),
+        (None, True, True),
+    ],
+)
+def test_from_where_files_may_come(
+    tmp_path: Path, roots: str | None, allow_file: bool, taken: bool
+) -> None:
+    """Runs take files below the named folders only; who calls `process` may take any."""
+    for name in ("given", "other"):
+        (tmp_path / name).mkdir()
+    archive = tmp_path / "given" / "repo.tar.gz"
+    archive.write_bytes(REPO)
+    named = ",".join(str(tmp_path / one.strip()) for one in roots.split(",")) if roots else None
+    engine = engine_of(tmp_path / "home", allow_file=allow_file, file_roots=named)
+    task = new_task(archive.as_uri())
+    if taken:
+        path = prepare(task, engine.workspace, engine.options, stop=Stop()).path
+        assert (path / "src/curl/README").read_bytes() == b"curl\n"
+    else:
+        with pytest.raises(Blocked):
+            prepare(task, engine.workspace, engine.options, stop=Stop())
