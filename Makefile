@@ -40,6 +40,14 @@ demo: $(READY) ## From nothing to a prepared task, in under two minutes
 bench: $(READY) ## Measure the source engine against tar, tarfile and curl
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+FUZZ := .cache/fuzz
+.PHONY: fuzz
+fuzz: $(READY) ## Fuzz the archive reader for a minute (SECONDS=3600 for longer)
+	@mkdir -p $(FUZZ)/found
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(FUZZ)/packages --group fuzz
+	PYTHONPATH=$(FUZZ)/packages $(BIN)/python tests/fuzz/fuzz_archive.py \
+		-max_total_time=$(or $(SECONDS),60) -artifact_prefix=$(FUZZ)/found/ -print_final_stats=1
+
 .PHONY: check
 check: $(READY) ## Lint, check the format and the types, validate the Dagster definitions
 	$(BIN)/ruff check .

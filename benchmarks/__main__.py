@@ -141,8 +141,9 @@ def _measure(options: argparse.Namespace) -> int:
     if options.quick:
         print("quick: with the small archive only, once; no target is judged")
         return DONE
-    missed = sum(result.reached is False for result in results)
-    print(f"{missed} of {len(results)} targets missed" if missed else "every target is met")
+    judged = [result.reached for result in results if result.reached is not None]
+    missed = judged.count(False)
+    print(f"{missed} of {len(judged)} targets missed" if missed else "every target is met")
     return MISSED if missed else DONE
 
 

@@ -16,14 +16,19 @@ ROOT: Final = Path(__file__).parents[1]
 CACHE: Final = ROOT / ".cache"
 VARIABLE: Final = "BENCH_SOURCES"
 
-Size = Literal["small", "middle", "large"]
+Size = Literal["small", "middle", "large", "many"]
 
 PACKAGES: Final[dict[Size, str]] = {
     "small": "libpng1.6",
     "middle": "php8.2",
-    "large": "llvm-toolchain-16",
+    "large": "linux",
+    "many": "llvm-toolchain-16",
 }
-"""Debian source packages of about 1 MB, about 20 MB, and far more than 50,000 files."""
+"""Debian source packages of about 1 MB, about 20 MB, more than 50,000 files, and more than 100,000
+smaller ones."""
+
+OPTIONAL: Final = frozenset({"many"})
+"""What is shown beside the targets, where a folder of one's own has it."""
 
 LEAST_ENTRIES: Final = 50_000
 """What makes an archive large."""
@@ -34,7 +39,7 @@ class Archive:
     """An archive that stays as it is while it is measured with.
 
     Attributes:
-        size: which of the three it stands for.
+        size: which of them it stands for.
         name: what its file is called.
         path: where it is.
         bytes: its length.
@@ -80,6 +85,9 @@ def find(folder: Path | None, sizes: Iterable[Size]) -> dict[Size, Archive]:
             downloaded.
         sizes: which ones are needed.
 
+    Returns:
+        Those that are there: all but optional ones.
+
     Raises:
         Missing: one is not there, or is too small to stand for what it has to.
         Failed: tar cannot read one.
@@ -91,6 +99,8 @@ def find(folder: Path | None, sizes: Iterable[Size]) -> dict[Size, Archive]:
     found: dict[Size, Archive] = {}
     for size in sizes:
         path = _find(place, size)
+        if path is None and size in OPTIONAL:
+            continue
         if path is None:
             raise Missing(f"there is no {size}.tar.gz in {place}; {_advice(size)}")
         found[size] = Archive.of(size, path)
