@@ -184,7 +184,7 @@ def tree(folder: Path) -> list[str]:
         lines.append(f"  {part.name}{'/' if part.is_dir() else ''}")
         for top in sorted(part.iterdir()) if part.is_dir() else []:
             lines.append(f"    {printable(top.name)}/")
-            names = sorted(top.iterdir())
+            names = sorted(top.iterdir(), key=lambda name: (not name.is_dir(), name.name))
             lines += [
                 f"      {printable(name.name)}{'/' if name.is_dir() else ''}"
                 for name in names[:SHOWN_NAMES]

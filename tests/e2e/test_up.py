@@ -278,6 +278,7 @@ def test_killed_up_leaves_no_process_even_during_a_download(tmp_path: Path) -> N
         assert machine.processes() == {}
 
 
+@pytest.mark.slow
 def test_demo_shows_a_prepared_task_and_ends(tmp_path: Path) -> None:
     """From nothing, with everything it needs in a home folder of its own."""
     machine = Machine(tmp_path)
