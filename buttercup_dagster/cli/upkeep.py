@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from buttercup_dagster.engine import Engine
-    from buttercup_dagster.sources.collect import Collection
+    from buttercup_dagster.sources.collect import Collection, Usage, Watermarks
     from buttercup_dagster.sources.verify import Verification
 
 WRONG: Final = 1
@@ -42,20 +42,38 @@ def run_verify(program: str, engine: Engine, *, full: bool, repair: bool, as_jso
 
     Raises:
         SystemExit: status 1 after one line; the disk failed.
-        KeyboardInterrupt: by Ctrl-C; nothing half-done is left.
+        KeyboardInterrupt: by Ctrl-C; nothing half-done is left, and what was found is printed.
     """
-    with counting_bars() as count:
+    from buttercup_dagster.sources.verify import VerificationStopped
 
-        def work(stop: Stop) -> Verification:
-            return engine.verify(full=full, repair=repair, stop=stop, on_progress=count)
+    stopped: list[Verification] = []
+    try:
+        with counting_bars() as count:
 
-        found = _interruptible(program, work)
+            def work(stop: Stop) -> Verification:
+                try:
+                    return engine.verify(full=full, repair=repair, stop=stop, on_progress=count)
+                except VerificationStopped as error:
+                    stopped.append(error.so_far)
+                    raise
+
+            found = _interruptible(program, work)
+    except KeyboardInterrupt:
+        # What was found and mended before would not be found again.
+        for so_far in stopped:
+            if as_json or so_far.findings:
+                _show_verification(program, so_far, as_json=as_json)
+        raise
+    _show_verification(program, found, as_json=as_json)
+    return WRONG if found.findings else 0
+
+
+def _show_verification(program: str, found: Verification, *, as_json: bool) -> None:
     with printing(program):
         if as_json:
             print(json.dumps(asdict(found)))
         else:
             _print_verification(make_console(), found)
-    return WRONG if found.findings else 0
 
 
 def run_gc(program: str, engine: Engine, *, everything: bool, dry_run: bool, as_json: bool) -> int:
@@ -65,6 +83,7 @@ def run_gc(program: str, engine: Engine, *, everything: bool, dry_run: bool, as_
         SystemExit: status 1 after one line; another process collects, or the disk failed.
         KeyboardInterrupt: by Ctrl-C; nothing half-done is left.
     """
+    marks = engine.options.watermarks
     with counting_bars() as count:
 
         def work(stop: Stop) -> Collection | None:
@@ -80,9 +99,12 @@ def run_gc(program: str, engine: Engine, *, everything: bool, dry_run: bool, as_
         give_up(program, "another process is collecting; try again when it has ended")
     with printing(program):
         if as_json:
-            print(json.dumps({**asdict(done), "dry_run": dry_run}))
+            above = marks.exceeded(done.after)
+            print(json.dumps({**asdict(done), "dry_run": dry_run, "above_marks": above}))
         else:
-            _print_collection(make_console(), done, dry_run=dry_run)
+            console = make_console()
+            _print_collection(console, done, dry_run=dry_run)
+            _print_excess(console, done.after, marks)
     return 0
 
 
@@ -110,11 +132,18 @@ def _print_verification(console: Console, found: Verification) -> None:
         put(console, f"{name}: busy, not compared")
     for name in found.unread:
         put(console, f"{name}:")
-        put_text(console, Text("  "), "its archive cannot be read, so its bytes were not compared")
+        put_text(
+            console, Text("  "), "what it is made of cannot be read, so its bytes were not compared"
+        )
     compared = _listed([(found.archives, "archive"), (found.trees, "tree"), (found.tasks, "task")])
-    wrong = len(found.findings)
+    wrong = sum(one.compared for one in found.findings)
     verdict = "all as it was written" if not wrong else f"{wrong} not as it was written"
-    put(console, f"compared {compared}: {verdict}")
+    failed = {one.name for one in found.findings if not one.compared}
+    left_out = len(failed.union(found.busy, found.unread))
+    if left_out:
+        verdict += f", {'' if wrong else 'except '}{left_out} not compared"
+    until = "" if found.complete else " until it was stopped"
+    put_text(console, Text(), f"compared {compared}{until}: {verdict}")
 
 
 def _print_collection(console: Console, done: Collection, *, dry_run: bool) -> None:
@@ -133,6 +162,25 @@ def _print_collection(console: Console, done: Collection, *, dry_run: bool) -> N
         f"the store has {size(done.after.store_bytes)}, "
         f"the disk {size(done.after.free_bytes)} free",
     )
+
+
+def _print_excess(console: Console, usage: Usage, marks: Watermarks) -> None:
+    """Say what is still above the marks, since tasks need it or others fill the disk."""
+    from rich.text import Text
+
+    advice: list[str] = []
+    if usage.store_bytes > marks.max_store_bytes:
+        advice.append(
+            f"still above --max_store_bytes ({size(marks.max_store_bytes)}): what is left is "
+            "needed; remove tasks, or raise it"
+        )
+    if usage.free_bytes < marks.min_free_bytes:
+        advice.append(
+            f"still less than --min_free_bytes ({size(marks.min_free_bytes)}) free: remove tasks, "
+            "or free the disk of other things"
+        )
+    for line in advice:
+        put_text(console, Text(), line, "red")
 
 
 def _listed(counts: Sequence[tuple[int, str]]) -> str:

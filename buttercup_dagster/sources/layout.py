@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -84,7 +85,7 @@ def place(
         )
     home = FOLDERS[source_type]
     parents = {home: Entry(DIRECTORY, mode=FOLDER_MODE)}
-    if _stands_as_it_is(source_type, manifest, first_of_focus):
+    if _stands_as_it_is(source_type, names, manifest, first_of_focus):
         root = home
         folder = f"{home}/{names[0]}" if len(names) == 1 else home
     else:
@@ -101,8 +102,9 @@ def place(
     return Placed(folder, Manifest.joined([Manifest.of(parents), manifest.below(root)]), used)
 
 
-def _stands_as_it_is(source_type: SourceType, manifest: Manifest, first_of_focus: str) -> bool:
-    names = manifest.top_level
+def _stands_as_it_is(
+    source_type: SourceType, names: Sequence[str], manifest: Manifest, first_of_focus: str
+) -> bool:
     if len(names) == 1 and manifest.has_directory(names[0]):
         return True
     return source_type is SourceType.REPO and manifest.has_directory(first_of_focus)

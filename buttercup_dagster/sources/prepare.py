@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from buttercup_dagster.sources.archive import DEFAULT_LIMITS, EscapingLinks, Limits
 from buttercup_dagster.sources.collect import (
@@ -54,6 +55,8 @@ _TIMES_CHANGED: Final = 3
 """How often a tree that changed in the store is made again in one attempt."""
 
 Phase = Literal["fetching", "verified", "unpacked"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +317,10 @@ def _make(
     make_folder(workspace.tasks / MANIFESTS_NAME)
     # What cannot be removed is in nobody's way.
     with contextlib.suppress(SourceError):
-        clean_staging(workspace)
+        # Who died over a manifest left its staging folder too: else the manifests, of which there
+        # is one for each task, need not be listed.
+        if clean_private_folders(workspace.staging):
+            _clean_manifests(workspace)
     store = Store(workspace.store)
     path = workspace.tasks / task_id
     with (
@@ -415,7 +421,14 @@ def clean_staging(workspace: Workspace) -> list[str]:
     Raises:
         StorageError: one of them cannot be removed.
     """
-    removed = clean_private_folders(workspace.staging)
+    # The manifests first: a folder that cannot be removed must not keep them.
+    half = _clean_manifests(workspace)
+    return clean_private_folders(workspace.staging) + half
+
+
+def _clean_manifests(workspace: Workspace) -> list[str]:
+    """Remove half-written manifests that nobody is writing."""
+    removed: list[str] = []
     manifests = workspace.tasks / MANIFESTS_NAME
     # A half-written one is `.<task_id>.json.<random>`; who writes it holds the task's lock.
     half = [path for path in names_in(manifests) if path.name.startswith(".")]
@@ -530,42 +543,58 @@ class _Sources:
 
     def _lay_out_one(self, source: Source, stop: Stop) -> _Laid:
         with _naming(source.type):
-            try:
-                return self._with_whole_tree(source, stop)
-            except NoSpace:
-                if not self._make_room(stop):
-                    raise
-                return self._with_whole_tree(source, stop)
+            for last in (*(False,) * _TIMES_CHANGED, True):
+                grown = self._with_room(partial(self._grow, source, stop), self._store.root, stop)
+                started = time.monotonic()
+                try:
+                    placed = self._with_room(
+                        partial(self._place, source, grown, stop), self._folder, stop
+                    )
+                except TreeChanged:
+                    if last:
+                        raise
+                    self._store.drop_changed(grown.stored.key, stop)
+                else:
+                    return _Laid(grown, placed, time.monotonic() - started)
+        raise AssertionError("unreachable")
 
-    def _make_room(self, stop: Stop) -> bool:
-        """Remove what no task needs; whether there was anything."""
+    def _with_room(self, work: Callable[[], _T], folder: Path, stop: Stop) -> _T:
+        """Do work that writes below a folder; if its disk is full, make room and try once more."""
         try:
+            return work()
+        except NoSpace:
+            if not self._make_room(folder, stop):
+                raise
+            return work()
+
+    def _make_room(self, folder: Path, stop: Stop) -> bool:
+        """Remove what no task needs from the disk of a folder; whether another try may do."""
+        try:
+            with storing("cannot look at the disk of", folder):
+                # What the store gives up on another disk helps nobody.
+                if folder.stat().st_dev != self._store.root.stat().st_dev:
+                    return False
             done = collect(self._store, everything=True, stop=stop)
+            if done is not None:
+                return bool(done.removed or done.cleaned)
+            # Another one collects, perhaps for another source of this task or not everything.
+            with locked(self._store.lock_path("collector"), stop):
+                pass
+            collect(self._store, everything=True, stop=stop)
         except StorageError:  # the full disk tells more
             return False
-        return done is not None and bool(done.removed)
+        return True
 
-    def _with_whole_tree(self, source: Source, stop: Stop) -> _Laid:
-        for last in (*(False,) * _TIMES_CHANGED, True):
-            grown = self._grow(source, stop)
-            started = time.monotonic()
-            try:
-                placed = place(
-                    source.type,
-                    grown.stored.path,
-                    grown.stored.manifest,
-                    self._task.focus,
-                    self._folder,
-                    link_mode=self._options.link_mode,
-                    stop=stop,
-                )
-            except TreeChanged:
-                if last:
-                    raise
-                self._store.drop_changed(grown.stored.key, stop)
-            else:
-                return _Laid(grown, placed, time.monotonic() - started)
-        raise AssertionError("unreachable")
+    def _place(self, source: Source, grown: Grown, stop: Stop) -> Placed:
+        return place(
+            source.type,
+            grown.stored.path,
+            grown.stored.manifest,
+            self._task.focus,
+            self._folder,
+            link_mode=self._options.link_mode,
+            stop=stop,
+        )
 
     def _grow(self, source: Source, stop: Stop) -> Grown:
         def on_progress(progress: Progress) -> None:

@@ -93,6 +93,58 @@ def test_verify_for_programs(commands: Commands, task: Task, workspace: Workspac
             assert found["unread"] == [KEY]
 
 
+def test_what_was_not_compared_is_counted(
+    commands: Commands, task: Task, workspace: Workspace
+) -> None:
+    store = Store(workspace.store)
+    with locked(store.lock_path(DIGEST)):
+        assert lines(commands.run(PROGRAM, "verify"), 0) == [
+            f"{DIGEST}: busy, not compared",
+            "compared 0 archives, 1 tree and 1 task: all as it was written, except 1 not compared",
+        ]
+    store.remove(DIGEST)
+    assert lines(commands.run(PROGRAM, "verify", "--full"), 0) == [
+        f"{KEY}:",
+        "  what it is made of cannot be read, so its bytes were not compared",
+        "compared 0 archives, 1 tree and 1 task: all as it was written, except 1 not compared",
+    ]
+
+
+def test_what_cannot_be_compared_is_named(
+    commands: Commands, task: Task, workspace: Workspace
+) -> None:
+    lock = Store(workspace.store).lock_path(DIGEST)
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    (workspace.folder(task.task_id) / "src/curl/extra").touch()
+    found = lines(commands.run(PROGRAM, "verify"), 1)
+    assert found == [
+        f"archive {DIGEST}",
+        f"  cannot be compared: cannot open the lock ({lock}): Is a directory",
+        "  nothing was changed; remove the cause, and run verify again",
+        f"task {task.task_id}",
+        "  src/curl/extra: is not in the manifest",
+        "  materialize its partition in Dagster, or post the task again",
+        "compared 0 archives, 1 tree and 1 task: 1 not as it was written, 1 not compared",
+    ]
+
+
+def test_a_store_that_stays_above_its_marks(
+    commands: Commands, task: Task, workspace: Workspace
+) -> None:
+    marks = ("--max_store_bytes", "0", "--min_free_bytes", str(2**62))
+    done = lines(commands.run(PROGRAM, "gc", *marks), 0)
+    above, little_free = done[-2:]
+    assert above == (
+        "still above --max_store_bytes (0 B): what is left is needed; remove tasks, or raise it"
+    )
+    assert little_free.startswith("still less than --min_free_bytes (4294967296.0 GiB) free: ")
+    assert little_free.endswith("remove tasks, or free the disk of other things")
+    assert json.loads(commands.run(PROGRAM, "--json", "gc", *marks).stdout)["above_marks"]
+    assert not any(line.startswith("still") for line in lines(commands.run(PROGRAM, "gc"), 0))
+    assert not json.loads(commands.run(PROGRAM, "--json", "gc").stdout)["above_marks"]
+
+
 def test_collecting(commands: Commands, task: Task, workspace: Workspace) -> None:
     kept = lines(commands.run(PROGRAM, "gc", "--all"), 0)
     assert kept[0] == "removed: 0 things, 0 B"
@@ -158,6 +210,29 @@ def test_a_signal_ends_it_like_ctrl_c(commands: Commands, task: Task, workspace:
     status, out, err = end(process, signal.SIGTERM)
     assert (status, out) == (130, "")
     assert err == f"{PROGRAM}: stopped; nothing half-done is left\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_ctrl_c_tells_what_was_found_before(
+    commands: Commands, task: Task, workspace: Workspace, flags: list[str]
+) -> None:
+    wrong = Store(workspace.store).archive_path("aa" + "0" * 62)
+    wrong.parent.mkdir(parents=True)
+    wrong.write_bytes(b"other")
+    wrong.chmod(0o444)
+    path = endless(workspace)
+    process = commands.start(PROGRAM, "verify", "--full", *flags)
+    wait_for(lambda: path in opened_by(process), "the endless archive to be read")
+    status, out, err = end(process, signal.SIGINT)
+    assert (status, err) == (130, f"{PROGRAM}: stopped; nothing half-done is left\n")
+    assert not wrong.exists()
+    if flags:
+        found = json.loads(out)
+        assert found["complete"] is False
+        assert wrong.name in [one["name"] for one in found["findings"]]
+    else:
+        assert f"archive {wrong.name}" in out.splitlines()
+        assert "until it was stopped: 1 not as it was written" in out.splitlines()[-1]
 
 
 def opened_by(process: subprocess.Popen[str]) -> list[Path]:

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from buttercup_dagster.sources import prepare as preparing
+from buttercup_dagster.sources.collect import Collection, Watermarks, collect
 from buttercup_dagster.sources.disk import locked, names_in
-from buttercup_dagster.sources.errors import Stopped, StorageError
-from buttercup_dagster.sources.prepare import SourceEvent, Workspace, check_prepared, prepare
+from buttercup_dagster.sources.errors import NoSpace, Stopped, StorageError
+from buttercup_dagster.sources.prepare import (
+    SourceEvent,
+    Workspace,
+    check_prepared,
+    clean_staging,
+    prepare,
+    remove_prepared,
+)
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.store import Store
 from buttercup_dagster.sources.trees import tree_key
 from tests.buttercup_dagster.sources.support import DIGEST, OPTIONS, REPO, litter, new_task
+from tests.support.archives import digest, source_archive
 from tests.support.cases import case
+from tests.support.disks import small_tmpfs
 from tests.support.faults import FaultServer, serve
 from tests.support.stopping import stop_when
 from tests.support.users import as_ordinary_user
@@ -143,4 +156,88 @@ def test_a_stop_ends_each_phase_and_leaves_nothing_half_done(
 
     server.on("/a", serve(REPO))
     prepare(task, workspace, OPTIONS, stop=Stop())
+    assert check_prepared(task.task_id, workspace) == []
+
+
+# --- full disks ------------------------------------------------------------------------------
+
+NO_RESERVE = replace(
+    OPTIONS,
+    fetch_limits=replace(OPTIONS.fetch_limits, reserve_bytes=0),
+    watermarks=Watermarks(10**9, 0),
+)
+
+
+def test_a_full_disk_waits_for_another_collector(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = threading.Event()
+
+    def watched(store: Store, **options: object) -> Collection | None:
+        done = collect(store, **options)  # type: ignore[arg-type]
+        if done is None:
+            refused.set()
+        return done
+
+    monkeypatch.setattr(preparing, "collect", watched)
+    with small_tmpfs(tmp_path / "disk", "size=64m,nr_inodes=560") as disk:
+        workspace = Workspace(disk / "tasks", disk / "store")
+        unneeded, wanted = (
+            source_archive({f"curl/{name}{n}": b"" for n in range(200)}) for name in "ab"
+        )
+        task = new_task(server.on("/a", serve(unneeded)), unneeded)
+        prepare(task, workspace, replace(NO_RESERVE, link_mode="copy"))
+        assert remove_prepared(task.task_id, workspace)
+        store = Store(workspace.store)
+        locking = threading.Event()
+
+        def collect_slowly() -> None:
+            with locked(store.lock_path("collector")):
+                locking.set()
+                assert refused.wait(60)
+
+        other = threading.Thread(target=collect_slowly)
+        other.start()
+        try:
+            assert locking.wait(60)
+            task = new_task(server.on("/b", serve(wanted)), wanted)
+            prepare(task, workspace, replace(NO_RESERVE, link_mode="copy"))
+        finally:
+            refused.set()
+            other.join()
+        assert check_prepared(task.task_id, workspace) == []
+        assert store.trees.keys() == [tree_key(digest(wanted), "drop")]
+        assert litter(workspace) == []
+
+
+def test_a_full_disk_of_the_tasks_does_not_empty_the_store(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    with small_tmpfs(tmp_path / "disk", "size=64m,nr_inodes=100") as disk:
+        workspace = Workspace(disk / "tasks", tmp_path / "store")
+        task = new_task(server.on("/a", serve(REPO)))
+        prepare(task, workspace, NO_RESERVE)
+        assert remove_prepared(task.task_id, workspace)
+        large = source_archive({f"curl/{n}": b"" for n in range(200)})
+        with pytest.raises(NoSpace, match="free disk space"):
+            prepare(new_task(server.on("/b", serve(large)), large), workspace, NO_RESERVE)
+        store = Store(workspace.store)
+        keys = [tree_key(one, "drop") for one in (DIGEST, digest(large))]
+        assert store.trees.keys() == sorted(keys)
+        assert len(list(store.archives())) == 2
+        assert litter(workspace) == []
+
+
+def test_half_written_manifests_are_cleared_away(server: FaultServer, workspace: Workspace) -> None:
+    task = new_task(server.on("/a", serve(REPO)))
+    prepare(task, workspace, OPTIONS)
+    half = workspace.manifest(task.task_id).with_name(f".{task.task_id}.json.0123")
+    half.write_bytes(b"{")
+    with workspace.task_lock(task.task_id):
+        assert clean_staging(workspace) == []
+    assert clean_staging(workspace) == [half.name]
+    half.write_bytes(b"{")
+    (workspace.staging / f"{task.task_id}.0123").mkdir()  # of the attempt that died over it
+    prepare(task, workspace, OPTIONS)
+    assert litter(workspace) == []
     assert check_prepared(task.task_id, workspace) == []

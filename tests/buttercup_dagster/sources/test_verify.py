@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from buttercup_dagster.sources.disk import locked
-from buttercup_dagster.sources.errors import Stopped
-from buttercup_dagster.sources.prepare import Workspace, check_prepared, prepare, rebuild
+from buttercup_dagster.sources.collect import Watermarks, collect, usage_of
+from buttercup_dagster.sources.disk import boot_id, locked
+from buttercup_dagster.sources.prepare import (
+    Workspace,
+    check_prepared,
+    prepare,
+    rebuild,
+    remove_prepared,
+)
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.store import Store
-from buttercup_dagster.sources.verify import PREPARE_AGAIN, Verification, verify
+from buttercup_dagster.sources.trees import tree_key
+from buttercup_dagster.sources.verify import (
+    PREPARE_AGAIN,
+    Verification,
+    VerificationStopped,
+    verify,
+)
 from task_api.task import Task
 from tests.buttercup_dagster.sources.support import DIGEST, OPTIONS, REPO, litter, new_task, tree_of
+from tests.support.archives import digest, source_archive
+from tests.support.disks import small_tmpfs
 from tests.support.faults import FaultServer, serve
+from tests.support.users import NOBODY, as_ordinary_user
 
 AGAIN = "made again from its archive"
 ASIDE = "put into quarantine; it is fetched again when a task needs it"
@@ -165,7 +183,169 @@ def test_a_stop_leaves_nothing_half_done(task: Task, workspace: Workspace) -> No
     def after_the_archive(*_: object) -> None:
         stop.request("Ctrl-C")
 
-    with pytest.raises(Stopped):
+    with pytest.raises(VerificationStopped):
         verify(workspace, full=True, stop=stop, on_progress=after_the_archive)
     assert litter(workspace) == []
     assert verify(workspace, full=True).findings == ()
+
+
+def test_what_was_found_before_a_stop_is_told(task: Task, workspace: Workspace) -> None:
+    Store(workspace.store).archive_path(DIGEST).chmod(0o600)
+    stop = Stop()
+
+    def after_the_archive(kind: str, number: int, total: int) -> None:
+        if number == total:
+            stop.request("Ctrl-C")
+
+    with pytest.raises(VerificationStopped) as caught:
+        verify(workspace, stop=stop, on_progress=after_the_archive)
+    so_far = caught.value.so_far
+    assert outcomes(so_far) == [("archive", "its bytes are right; the mode was put back")]
+    assert (so_far.complete, so_far.archives, so_far.trees, so_far.tasks) == (False, 1, 0, 0)
+
+
+# --- what cannot be compared -----------------------------------------------------------------
+
+
+@pytest.fixture
+def shared_workspace() -> Iterator[Workspace]:
+    """Folders that everybody may enter."""
+    with tempfile.TemporaryDirectory(prefix="buttercup-test-") as name:
+        Path(name).chmod(0o777)
+        yield Workspace(Path(name) / "tasks", Path(name) / "store")
+
+
+def test_what_cannot_be_read_does_not_hide_the_rest(
+    server: FaultServer, shared_workspace: Workspace
+) -> None:
+    workspace, store = shared_workspace, Store(shared_workspace.store)
+    other = source_archive({"curl/other": b"other"})
+    tasks = [
+        new_task(server.on(f"/{number}", serve(archive)), archive)
+        for number, archive in enumerate((REPO, other))
+    ]
+    for one in tasks:
+        prepare(one, workspace, replace(OPTIONS, link_mode="copy"))
+    key = tree_key(digest(other), "drop")
+    store.archive_path(DIGEST).chmod(0)
+    (store.trees.path(key) / "curl").chmod(0)
+    (workspace.folder(tasks[0].task_id) / "src/curl/src").chmod(0)
+    if os.geteuid() == 0:
+        for path in (workspace.tasks, workspace.store):
+            for name in (path, *path.rglob("*")):
+                os.chown(name, NOBODY, NOBODY, follow_symlinks=False)
+    with as_ordinary_user():
+        found = verify(workspace, repair=False)
+    assert (found.archives, found.trees, found.tasks) == (1, 2, 1)
+    archive, tree, task = found.findings
+    assert (archive.name, archive.compared) == (DIGEST, False)
+    assert archive.problems[0].startswith("cannot be compared: cannot read the archive")
+    assert "remove the cause, and run verify again" in archive.outcome
+    assert (tree.kind, tree.name, tree.compared) == ("tree", key, True)
+    assert "cannot read the tree" in tree.problems[0]
+    assert (task.name, task.outcome, task.compared) == (tasks[0].task_id, PREPARE_AGAIN, False)
+    assert "cannot read the tree" in task.problems[0]
+    assert litter(workspace) == []
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_full_disk_does_not_hide_the_rest(
+    server: FaultServer, tmp_path: Path, changed: bool
+) -> None:
+    large = source_archive({"curl/data": random.Random(1).randbytes(2 * 1024**2)})
+    with small_tmpfs(tmp_path / "disk", "size=16m") as disk:
+        workspace = Workspace(disk / "tasks", disk / "store")
+        limits = replace(OPTIONS.fetch_limits, reserve_bytes=0)
+        options = replace(OPTIONS, fetch_limits=limits, watermarks=Watermarks(10**9, 0))
+        tasks = [
+            new_task(server.on(f"/{number}", serve(archive)), archive)
+            for number, archive in enumerate((REPO, large))
+        ]
+        for one in tasks:
+            prepare(one, workspace, replace(options, link_mode="copy"))
+        key = tree_key(digest(large), "drop")
+        if changed:
+            (Store(workspace.store).trees.path(key) / "curl/data").chmod(0o600)
+        verify(workspace, repair=False)  # makes the lock files
+        filler = disk / "filler"
+        disk_left = os.statvfs(disk)
+        filler.write_bytes(bytes(disk_left.f_bavail * disk_left.f_frsize - 1024**2))
+
+        found = verify(workspace, full=True)
+        assert (found.archives, found.tasks) == (2, 2)
+        (tree,) = found.findings
+        assert (tree.kind, tree.name, tree.compared) == ("tree", key, changed)
+        assert found.unread == (tasks[1].task_id,)
+        if changed:
+            assert tree.problems == ("curl/data: has mode 0600 instead of 0644",)
+            assert tree.outcome.startswith("removed; it cannot be made again now: ")
+            assert "free disk space" in tree.outcome
+        else:
+            assert tree.problems[0].startswith("cannot be compared: ")
+            assert "free disk space" in tree.problems[0]
+        filler.unlink()
+        again = verify(workspace, full=True)
+        assert again.findings == ()
+        assert litter(workspace) == []
+
+
+def test_bytes_of_a_task_without_its_tree_count_as_unread(task: Task, workspace: Workspace) -> None:
+    store = Store(workspace.store)
+    with locked(store.lock_path(tree_key(DIGEST, "drop"))):
+        found = verify(workspace, full=True)
+    assert (found.busy, found.unread) == ((tree_key(DIGEST, "drop"),), (task.task_id,))
+    assert found.findings == ()
+
+
+# --- the order of use ------------------------------------------------------------------------
+
+
+def _of_another_boot(store: Store, key: str) -> int:
+    """Let a marker name another boot; the time of last use that it has then."""
+    marker = store.trees.marker(key)
+    assert marker is not None
+    path = store.trees.marker_path(key)
+    path.write_bytes(replace(marker, boot_id="another").to_json())
+    os.utime(path, ns=(10**18, 10**18))
+    return path.stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_to_be_compared_is_no_use(task: Task, workspace: Workspace, repair: bool) -> None:
+    store = Store(workspace.store)
+    key = tree_key(DIGEST, "drop")
+    before = _of_another_boot(store, key)
+    assert verify(workspace, repair=repair).findings == ()
+    marker = store.trees.marker(key)
+    assert marker is not None
+    assert marker.boot_id == (boot_id() if repair else "another")
+    assert store.trees.marker_path(key).stat().st_mtime_ns == before
+
+
+def test_a_tree_of_this_boot_is_not_written_to(task: Task, workspace: Workspace) -> None:
+    path = Store(workspace.store).trees.marker_path(tree_key(DIGEST, "drop"))
+    before = path.stat()
+    assert verify(workspace).findings == ()
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_the_collector_still_takes_the_least_recently_used(
+    server: FaultServer, workspace: Workspace, changed: bool
+) -> None:
+    archives = [source_archive({"curl/data": b"%d" % number * 50_000}) for number in range(3)]
+    # Verify goes by the order of names, so the one used first is the last that it comes to.
+    archives.sort(key=digest, reverse=True)
+    for number, archive in enumerate(archives):
+        task = new_task(server.on(f"/{number}", serve(archive)), archive)
+        prepare(task, workspace, OPTIONS)
+        assert remove_prepared(task.task_id, workspace)
+    store = Store(workspace.store)
+    first = tree_key(digest(archives[0]), "drop")
+    if changed:
+        (store.trees.path(first) / "curl/data").unlink()
+    assert outcomes(verify(workspace)) == [("tree", AGAIN)] * changed
+    done = collect(store, Watermarks(usage_of(store).store_bytes - 1, 0))
+    assert done is not None
+    assert done.removed[0].name == first
