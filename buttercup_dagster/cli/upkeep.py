@@ -118,6 +118,8 @@ def _print_verification(console: Console, found: Verification) -> None:
 
 
 def _print_collection(console: Console, done: Collection, *, dry_run: bool) -> None:
+    from rich.text import Text
+
     if done.removed:
         rows = [(one.kind, one.name, size(one.bytes)) for one in done.removed]
         put_table(console, ("KIND", "NAME", "SIZE"), rows, shrink="NAME")
@@ -128,6 +130,8 @@ def _print_collection(console: Console, done: Collection, *, dry_run: bool) -> N
         put(console, f"kept: {_count(done.kept, 'thing')} that tasks need or somebody works with")
     if done.cleaned:
         put(console, f"cleared up after crashes: {_count(len(done.cleaned), 'thing')}")
+    for problem in done.problems:
+        put_text(console, Text("  "), problem, "red")
     put(
         console,
         f"the store has {size(done.after.store_bytes)}, "

@@ -20,6 +20,7 @@ from buttercup_dagster.sources.disk import (
     locks_hold,
     make_folder,
     names_in,
+    noting,
     private_folder,
     remove_tree,
     sync_folder,
@@ -42,7 +43,7 @@ from buttercup_dagster.sources.trees import (
     escaping_links_in,
     tree_key,
 )
-from buttercup_dagster.sources.unfinished import clean_parts
+from buttercup_dagster.sources.unfinished import DAY_SECONDS, clean_parts
 from task_api.task import Source, is_digest, printable
 
 CACHE: Final = "store"
@@ -361,9 +362,11 @@ class Store:
         with self.staging(key) as folder:
             tree = folder / "tree"
             manifest = self.unpack(obtained, tree, key, limits, stop)
-            return self.trees.put(
+            stored = self.trees.put(
                 key, tree, manifest, digest=obtained.sha256, archive_bytes=obtained.bytes
             )
+        self.touch(self.trees.marker_path(key))
+        return stored
 
     @staticmethod
     def unpack(
@@ -386,7 +389,9 @@ class Store:
         )
 
     def drop_changed(self, key: str, stop: Stop | None = None) -> bool:
-        """Remove a tree if it is not what its manifest says; its archive stays.
+        """Remove a tree if it is not, or cannot be seen to be, what its manifest says.
+
+        Its archive stays.
 
         Returns:
             Whether it was removed.
@@ -397,8 +402,10 @@ class Store:
         """
         with self.trash(key) as trash, locked(self.lock_path(key), stop):
             tree = self.trees.complete(key)
-            if tree is not None and not tree.manifest.differences(tree.path):
-                return False  # somebody has made it again meanwhile
+            # A tree that cannot be read is of no use to anybody either.
+            with contextlib.suppress(StorageError):
+                if tree is not None and not tree.manifest.differences(tree.path):
+                    return False  # somebody has made it again meanwhile
             return self.trees.withdraw(key, trash)
 
     # --- housekeeping ------------------------------------------------------------------------
@@ -418,8 +425,15 @@ class Store:
         with private_folder(self.root / "trash", prefix) as folder:
             yield folder
 
-    def clean(self) -> list[str]:
+    def clean(
+        self, problems: list[StorageError] | None = None, *, young_parts: bool = False
+    ) -> list[str]:
         """Remove what processes left behind when they died, and parts nobody came back for.
+
+        Args:
+            problems: what cannot be removed is noted here; without it, the first such error is
+                raised after everything else was removed.
+            young_parts: remove parts that nobody writes whatever their age.
 
         Returns:
             The names of what was removed.
@@ -427,9 +441,18 @@ class Store:
         Raises:
             StorageError: something cannot be removed.
         """
-        removed = clean_parts(self.root / PARTS_NAME)
+        failures: list[StorageError] = []
+        removed: list[str] = []
+        parts = self.root / PARTS_NAME
+        with noting(failures, "cannot clean the folder", parts):
+            removed += clean_parts(parts, 0 if young_parts else DAY_SECONDS, failures)
         for name in ("staging", "trash"):
-            removed += clean_private_folders(self.root / name)
+            with noting(failures, "cannot clean the folder", self.root / name):
+                removed += clean_private_folders(self.root / name, failures)
+        if problems is not None:
+            problems += failures
+        elif failures:
+            raise failures[0]
         return removed
 
     def touch(self, path: Path) -> None:
@@ -441,9 +464,13 @@ class Store:
         clock = self.lock_path("clock")
         # Who may read the store but not write to it uses it without a trace.
         with contextlib.suppress(OSError):
-            clock.touch()
-            now = max(time.time_ns(), clock.stat().st_mtime_ns + 1)
-            os.utime(clock, ns=(now, now))
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            handle = os.open(clock, flags, 0o644)
+            try:
+                now = max(time.time_ns(), os.fstat(handle).st_mtime_ns + 1)
+                os.utime(handle, ns=(now, now))
+            finally:
+                os.close(handle)
             os.utime(path, ns=(now, now), follow_symlinks=False)
 
     # --- inside ------------------------------------------------------------------------------
