@@ -247,11 +247,17 @@ class Store:
                 return False
         return True
 
-    def quarantine(self, digest: str) -> Path | None:
+    def quarantine(self, digest: str, inode: int | None = None) -> Path | None:
         """Put an archive aside whose bytes are not those of its digest.
 
+        The lock of the digest must be held, or somebody else's new archive may be put aside.
+
+        Args:
+            digest: of the archive.
+            inode: of the file that was read; one that has taken its place meanwhile stays.
+
         Returns:
-            Where it is now; None if it was gone.
+            Where it is now; None if what was read is gone.
 
         Raises:
             StorageError: it cannot be moved.
@@ -261,6 +267,8 @@ class Store:
         make_folder(aside.parent, 0o700)
         with storing("cannot put the archive aside", path):
             try:
+                if inode is not None and path.lstat().st_ino != inode:
+                    return None
                 path.rename(aside)
             except FileNotFoundError:
                 return None
@@ -331,10 +339,13 @@ class Store:
                 if not obtained.cache_hit:
                     on_obtained(obtained)
                 started = time.monotonic()
+                read = _inode(obtained.path)
                 try:
                     stored = self.grow(key, obtained, limits, stop)
                 except DigestMismatch:
-                    self.quarantine(digest)
+                    # The other tree of this archive is made under another lock.
+                    with locked(self.lock_path(digest), stop):
+                        self.quarantine(digest, read)
                     failure = f"the archive {digest} does not keep its bytes; check the disk"
                 except FileNotFoundError:
                     failure = f"the archive {digest} was removed while it was unpacked; try again"
@@ -508,6 +519,13 @@ class Store:
             return None
         self.touch(path)
         return Obtained(path, digest, status.st_size, cache_hit=True, seconds=0.0, host=CACHE)
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.lstat().st_ino
+    except OSError:
+        return 0
 
 
 def _checked(digest: str) -> str:
