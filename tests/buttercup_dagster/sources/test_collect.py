@@ -22,7 +22,6 @@ from buttercup_dagster.sources.collect import (
     Usage,
     Watermarks,
     collect,
-    collect_if_needed,
     usage_of,
 )
 from buttercup_dagster.sources.disk import locked, names_in
@@ -430,11 +429,13 @@ def test_what_is_leased_makes_no_trash(server: FaultServer, workspace: Workspace
     assert trash.stat().st_mtime_ns == before
 
 
-def test_a_look_that_fails_leaves_the_task_ready(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    # A folder of locks that is none gives a plain error of the system.
-    (tmp_path / "locks").symlink_to(tmp_path / "locks")
-    assert collect_if_needed(store, NOTHING, Stop()) is None
+def test_a_look_that_fails_leaves_the_task_ready(server: FaultServer, workspace: Workspace) -> None:
+    note = Store(workspace.store).lock_path("collector").with_suffix(".looked")
+    note.symlink_to(note)  # to open it gives a plain error of the system
+    os.utime(note, (1, 1), follow_symlinks=False)
+    task = new_task(server.on("/a", serve(REPO)))
+    prepare(task, workspace, OPTIONS)
+    assert check_prepared(task.task_id, workspace) == []
 
 
 @pytest.mark.parametrize("closed", ["", "curl/src"])
