@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +11,7 @@ from buttercup_dagster.settings import DownloaderSettings
 from buttercup_dagster.sources import prepare as preparing
 from buttercup_dagster.sources.archive import Limits
 from buttercup_dagster.sources.collect import Collection, Watermarks, collect
+from buttercup_dagster.sources.errors import StorageError
 from buttercup_dagster.sources.fetch import FetchLimits, FetchPolicy
 from buttercup_dagster.sources.prepare import (
     DEFAULT_OPTIONS,
@@ -141,9 +142,13 @@ class Engine:
         on_progress: Callable[[int, int], None] = _nothing,
     ) -> Collection | None:
         """Clear up, and remove what no task needs; see `sources.collect`."""
+        problems: tuple[str, ...] = ()
         if not dry_run and self.workspace.tasks.is_dir():
-            preparing.clean_staging(self.workspace)
-        return collect(
+            try:
+                preparing.clean_staging(self.workspace)
+            except StorageError as error:
+                problems = (str(error),)
+        done = collect(
             Store(self.workspace.store),
             self.options.watermarks,
             everything=everything,
@@ -151,3 +156,4 @@ class Engine:
             stop=stop,
             on_progress=on_progress,
         )
+        return None if done is None else replace(done, problems=problems + done.problems)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from buttercup_dagster.sources.verify import Verification
 
 WRONG: Final = 1
-"""Status of `verify` when something was wrong, also if it was mended."""
+"""Status of `verify` when something was wrong, also if it was mended, and of `gc` when something
+could not be removed."""
 
 MOST_LINES: Final = 10
 """Differences of one thing that are printed for people."""
@@ -105,7 +106,7 @@ def run_gc(program: str, engine: Engine, *, everything: bool, dry_run: bool, as_
             console = make_console()
             _print_collection(console, done, dry_run=dry_run)
             _print_excess(console, done.after, marks)
-    return 0
+    return WRONG if done.problems else 0
 
 
 def _interruptible(program: str, work: Callable[[Stop], _T]) -> _T:
@@ -147,6 +148,8 @@ def _print_verification(console: Console, found: Verification) -> None:
 
 
 def _print_collection(console: Console, done: Collection, *, dry_run: bool) -> None:
+    from rich.text import Text
+
     if done.removed:
         rows = [(one.kind, one.name, size(one.bytes)) for one in done.removed]
         put_table(console, ("KIND", "NAME", "SIZE"), rows, shrink="NAME")
@@ -157,6 +160,8 @@ def _print_collection(console: Console, done: Collection, *, dry_run: bool) -> N
         put(console, f"kept: {_count(done.kept, 'thing')} that tasks need or somebody works with")
     if done.cleaned:
         put(console, f"cleared up after crashes: {_count(len(done.cleaned), 'thing')}")
+    for problem in done.problems:
+        put_text(console, Text("  "), problem, "red")
     put(
         console,
         f"the store has {size(done.after.store_bytes)}, "

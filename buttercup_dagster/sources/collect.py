@@ -8,22 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from buttercup_dagster.sources.disk import locked_if_free, locks_hold, make_folder, names_in
+from buttercup_dagster.sources.disk import (
+    locked_if_free,
+    locks_hold,
+    make_folder,
+    names_in,
+    noting,
+    remove_tree,
+)
 from buttercup_dagster.sources.errors import SourceError, StorageError, storing
 from buttercup_dagster.sources.options import GIBIBYTE
 from buttercup_dagster.sources.stop import Stop
-from buttercup_dagster.sources.store import Store
+from buttercup_dagster.sources.store import PARTS_NAME, Store
 from buttercup_dagster.sources.trees import digest_in
 
 Kind = Literal["quarantined", "tree", "archive"]
 
 _ORDER: Final[tuple[Kind, ...]] = ("quarantined", "tree", "archive")
 """What goes first: a tree is made of its archive in seconds, an archive has to be fetched."""
+
+LOOK_SECONDS: Final = 10.0
+"""How long after a look at the whole store a prepared task causes no other one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +69,8 @@ class Usage:
     """How full it is.
 
     Attributes:
-        store_bytes: archives, what is in quarantine, and about what the trees take on the disk.
+        store_bytes: archives, what is in quarantine, unfinished downloads, and about what the trees
+            take on the disk.
         free_bytes: that the disk still has for this user.
     """
 
@@ -91,8 +103,10 @@ class Collection:
         before: how full it was.
         after: how full it is, or would be after a dry run.
         removed: what was, or would be, removed.
-        kept: how many of the things it came to stayed, since a task needs them or they were busy.
+        kept: how many of the things it came to stayed: a task needs them, they were busy, or they
+            could not be removed.
         cleaned: names of what a crash had left behind.
+        problems: what could not be removed, and why, a line each.
     """
 
     before: Usage
@@ -100,6 +114,7 @@ class Collection:
     removed: tuple[Item, ...]
     kept: int
     cleaned: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
 def usage_of(store: Store) -> Usage:
@@ -108,7 +123,8 @@ def usage_of(store: Store) -> Usage:
     Raises:
         StorageError: it cannot be read.
     """
-    return Usage(sum(item.bytes for item in _items(store)), _free_bytes(store.root))
+    stored = sum(item.bytes for item in _items(store)) + _parts_bytes(store)
+    return Usage(stored, _free_bytes(store.root))
 
 
 def collect(
@@ -125,7 +141,8 @@ def collect(
     Args:
         store: what to collect in.
         marks: when to begin and when to end.
-        everything: remove all that no task needs, whatever the marks say.
+        everything: remove all that no task needs, whatever the marks say, and unfinished downloads
+            that nobody writes, whatever their age.
         dry_run: remove nothing, and tell what would be.
         stop: ends the work between two things.
         on_progress: called with how many things were looked at and how many there are.
@@ -134,7 +151,7 @@ def collect(
         What was done; None if another process is collecting.
 
     Raises:
-        StorageError: something cannot be removed, or locks keep nobody out on this file system.
+        StorageError: the store cannot be read, or locks keep nobody out on this file system.
         Stopped, DeadlinePassed: by `stop`.
     """
     stop = stop or Stop()
@@ -148,20 +165,41 @@ def collect(
     with locked_if_free(store.lock_path("collector")) as mine:
         if not mine:
             return None
-        cleaned = () if dry_run else tuple(_clear_up(store))
+        problems: list[StorageError] = []
+        cleaned = () if dry_run else tuple(_clear_up(store, problems, young_parts=everything))
         work = _Collecting(store, marks, everything=everything, dry_run=dry_run)
-        return work.run(cleaned, stop, on_progress)
+        return work.run(cleaned, problems, stop, on_progress)
 
 
 def collect_if_needed(store: Store, marks: Watermarks, stop: Stop) -> Collection | None:
-    """Collect if the marks are exceeded and no other process does.
+    """Collect if the marks are exceeded, or a crash left a tree, and no other process does.
 
-    What goes wrong is left to the next time: the caller has done its work already.
+    The free space is looked at each time, the whole store at most every `LOOK_SECONDS`. What goes
+    wrong is left to the next time: the caller has done its work already.
     """
-    with contextlib.suppress(SourceError):
-        if marks.exceeded(usage_of(store)):
+    with contextlib.suppress(SourceError, OSError):
+        if _free_bytes(store.root) >= marks.min_free_bytes and not _is_due(store):
+            return None
+        if marks.exceeded(usage_of(store)) or store.trees.half_written():
             return collect(store, marks, stop=stop)
     return None
+
+
+def _is_due(store: Store) -> bool:
+    """Whether the last look at the whole store is long ago; if so, note that there is one now."""
+    note = store.lock_path("collector").with_suffix(".looked")
+    try:
+        # A time to come is of a clock that went back since.
+        if 0 <= time.time() - note.lstat().st_mtime < LOOK_SECONDS:
+            return False
+    except FileNotFoundError:
+        pass
+    handle = os.open(note, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        os.utime(handle)
+    finally:
+        os.close(handle)
+    return True
 
 
 class _Collecting:
@@ -176,13 +214,14 @@ class _Collecting:
     def run(
         self,
         cleaned: tuple[str, ...],
+        problems: list[StorageError],
         stop: Stop,
         on_progress: Callable[[int, int], None] | None,
     ) -> Collection:
         items = sorted(
             _items(self._store), key=lambda one: (_ORDER.index(one.kind), one.last_use_ns)
         )
-        store_bytes = sum(item.bytes for item in items)
+        store_bytes = sum(item.bytes for item in items) + _parts_bytes(self._store)
         before = usage = Usage(store_bytes, _free_bytes(self._store.root))
         removed: list[Item] = []
         kept = 0
@@ -191,14 +230,18 @@ class _Collecting:
             if not wanted or (not self._everything and self._marks.reached(usage)):
                 break
             stop.check()
-            if _remove(self._store, item, dry_run=self._dry_run):
+            gone = False
+            with noting(problems, f"cannot remove the {item.kind}", Path(item.name)):
+                gone = _remove(self._store, item, dry_run=self._dry_run)
+            if gone:
                 removed.append(item)
                 usage = self._without(item, usage)
             else:
                 kept += 1
             if on_progress is not None:
                 on_progress(number, len(items))
-        return Collection(before, usage, tuple(removed), kept, cleaned)
+        said = tuple(str(problem) for problem in problems)
+        return Collection(before, usage, tuple(removed), kept, cleaned, said)
 
     def _without(self, item: Item, usage: Usage) -> Usage:
         left = usage.store_bytes - item.bytes
@@ -226,6 +269,14 @@ def _item(kind: Kind, name: str, path: Path, size: int | None = None) -> Iterato
     yield Item(kind, name, status.st_size if size is None else size, status.st_mtime_ns)
 
 
+def _parts_bytes(store: Store) -> int:
+    size = 0
+    for path in names_in(store.root / PARTS_NAME):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            size += path.lstat().st_size
+    return size
+
+
 def _free_bytes(root: Path) -> int:
     make_folder(root)
     with storing("cannot read the free space of", root):
@@ -237,9 +288,11 @@ def _remove(store: Store, item: Item, *, dry_run: bool) -> bool:
     """Remove one thing unless somebody needs it or is at it."""
     if item.kind == "quarantined":
         if not dry_run:
-            with storing("cannot remove", path := store.root / "quarantine" / item.name):
-                path.unlink(missing_ok=True)
+            remove_tree(store.root / "quarantine" / item.name)
         return True
+    # Most of what is needed is so for long; asking first spares the trash folder.
+    if store.leases.in_use(digest_in(item.name)):
+        return False
     with store.trash(item.name) as trash, locked_if_free(store.lock_path(item.name)) as mine:
         # Who needs it has leased it before it takes this lock, so nobody comes in between.
         if not mine or store.leases.in_use(digest_in(item.name)):
@@ -257,13 +310,20 @@ def _remove(store: Store, item: Item, *, dry_run: bool) -> bool:
         return True
 
 
-def _clear_up(store: Store) -> Iterator[str]:
-    """Remove what crashes left behind, as far as locks show that nobody is at it."""
-    yield from store.clean()
-    yield from store.leases.clean()
-    for key in store.trees.keys():  # noqa: SIM118 - no mapping
-        if not store.trees.has_half(key):
-            continue
-        with store.trash(key) as trash, locked_if_free(store.lock_path(key)) as mine:
-            if mine and store.trees.clear(key, trash):
-                yield key
+def _clear_up(store: Store, problems: list[StorageError], *, young_parts: bool) -> Iterator[str]:
+    """Remove what crashes left behind, as far as locks show that nobody is at it.
+
+    What cannot be removed is noted and keeps nothing else.
+    """
+    yield from store.clean(problems, young_parts=young_parts)
+    yield from store.leases.clean(problems)
+    for key in store.trees.half_written():
+        cleared = False
+        with (
+            noting(problems, "cannot clear up the tree", Path(key)),
+            store.trash(key) as trash,
+            locked_if_free(store.lock_path(key)) as mine,
+        ):
+            cleared = mine and store.trees.clear(key, trash)
+        if cleared:
+            yield key

@@ -18,9 +18,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from buttercup_dagster.sources.errors import storing
+from buttercup_dagster.sources.errors import StorageError, storing
 from buttercup_dagster.sources.stop import Stop
 
 LOCK_POLL_SECONDS = 0.05
@@ -29,6 +29,24 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+
+# Numbers from linux/magic.h and the sources of the file systems.
+_LOCAL: Final = frozenset(
+    {
+        0xEF53,  # ext2, ext3, ext4
+        0x58465342,  # xfs
+        0x9123683E,  # btrfs
+        0x01021994,  # tmpfs
+        0x794C7630,  # overlayfs
+        0x2FC12FC1,  # zfs
+        0xF2F52010,  # f2fs
+        0xCA451A4E,  # bcachefs
+    }
+)
+"""Types of file systems on which a lock excludes every other process.
+
+NFS, SMB, 9p, Lustre and whatever stands behind FUSE may grant one lock twice, or none.
+"""
 
 _READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -226,11 +244,14 @@ def try_lock(handle: int, *, shared: bool = False) -> bool:
 
 
 def locks_hold(folder: Path) -> bool:
-    """Whether a lock in this folder keeps anybody out, as far as one machine can tell.
+    """Whether a lock on this folder keeps everybody else out.
 
-    On some network file systems it does not. Then nobody can know whether the owner of a name is
-    alive, and nothing of others may be removed.
+    On network file systems it may not, or only those on the same machine. Then nobody can know
+    whether the owner of a name is alive, and nothing of others may be removed.
     """
+    # First by type: one machine cannot see that another is granted the same lock.
+    if not locks_exclude(folder):
+        return False
     try:
         handles = [os.open(folder, _READ_FOLDER) for _ in range(2)]
     except OSError:
@@ -240,6 +261,35 @@ def locks_hold(folder: Path) -> bool:
     finally:
         for handle in handles:
             os.close(handle)
+
+
+def locks_exclude(path: Path) -> bool:
+    """Whether this file system is of a type on which a lock excludes all other processes."""
+    if sys.platform != "linux":
+        return False
+    # Its first member is the type, as wide as a long; the rest is smaller than this.
+    buffer = ctypes.create_string_buffer(1024)
+    statfs = ctypes.CDLL(None, use_errno=True).statfs
+    if statfs(os.fsencode(path), buffer) != 0:
+        return False
+    kind = int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder)
+    return kind & 0xFFFFFFFF in _LOCAL
+
+
+@contextmanager
+def noting(problems: list[StorageError], what: str, path: Path) -> Iterator[None]:
+    """Note an error of the file system in the block, so that the work can go on with the rest.
+
+    Args:
+        problems: where it is noted.
+        what: what the block does, such as "cannot remove".
+        path: the file or folder concerned.
+    """
+    try:
+        with storing(what, path):
+            yield
+    except StorageError as error:
+        problems.append(error)
 
 
 def boot_id() -> str:
@@ -254,14 +304,15 @@ def boot_id() -> str:
 def private_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """A new folder (0700) under a random name that is removed at the end of the block.
 
-    It is locked as long as the block runs, so `clean_private_folders` leaves it alone.
+    It is locked as long as the block runs, so `clean_private_folders` leaves it alone. What cannot
+    be removed at the end stays for that function: by then the work of the block is done.
 
     Args:
         parent: where to make it.
         prefix: how its name begins.
 
     Raises:
-        StorageError: it cannot be made or removed.
+        StorageError: it cannot be made.
     """
     with storing("cannot make a folder in", parent):
         path, handle = _new_locked_folder(parent, prefix)
@@ -269,7 +320,8 @@ def private_folder(parent: Path, prefix: str) -> Iterator[Path]:
         yield path
     finally:
         try:
-            remove_tree(path)
+            with contextlib.suppress(StorageError):
+                remove_tree(path)
         finally:
             os.close(handle)
 
@@ -303,19 +355,24 @@ def names_in(folder: Path) -> list[Path]:
             return []
 
 
-def clean_private_folders(parent: Path) -> list[str]:
+def clean_private_folders(parent: Path, problems: list[StorageError] | None = None) -> list[str]:
     """Remove the private folders that processes left behind when they died.
+
+    One that cannot be removed does not keep the others.
 
     Args:
         parent: the folder given to `private_folder`.
+        problems: what cannot be removed is noted here; without it, the first such error is raised
+            after everything else was removed.
 
     Returns:
         The names of what was removed.
 
     Raises:
-        StorageError: one of them cannot be removed.
+        StorageError: the folder cannot be read, or one of them cannot be removed.
     """
     removed: list[str] = []
+    failures: list[StorageError] = []
     paths = names_in(parent)
     if not paths or not locks_hold(parent):
         return removed
@@ -325,9 +382,14 @@ def clean_private_folders(parent: Path) -> list[str]:
         except OSError:  # gone meanwhile, or not a folder of ours
             continue
         try:
-            if try_lock(handle):
-                remove_tree(path)
-                removed.append(path.name)
+            with noting(failures, "cannot remove", path):
+                if try_lock(handle):
+                    remove_tree(path)
+                    removed.append(path.name)
         finally:
             os.close(handle)
+    if problems is not None:
+        problems += failures
+    elif failures:
+        raise failures[0]
     return removed

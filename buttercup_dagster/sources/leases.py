@@ -3,15 +3,19 @@
 Below the store, `leases/<digest>/<task_id>` names the task's folder. Such a lease counts while an
 attempt holds its lock (a `flock`, which ends with its process) or that folder exists. So a killed
 attempt leases nothing any more, and nobody has to judge ages or process ids.
+
+Attempts at one task share its leases. Each says whether one of them has published: then another
+that fails later leaves the lease alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -20,12 +24,17 @@ from buttercup_dagster.sources.disk import (
     locks_hold,
     make_folder,
     names_in,
+    noting,
     try_lock,
 )
-from buttercup_dagster.sources.errors import storing
+from buttercup_dagster.sources.errors import StorageError, storing
 from buttercup_dagster.sources.stop import Stop
 
 _MOST_BYTES: Final = 64 * 1024
+_NOT_YET: Final = b"false}"
+_PUBLISHED: Final = b"true }"
+"""The end of a lease; of one length, so that one write within the file changes it."""
+
 _FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -44,7 +53,8 @@ class Leases:
         """What one attempt at a task leases, held while the block runs.
 
         Afterwards a lease stays if the attempt said `published`; then what the task leased before
-        and needs no more is dropped. Otherwise what this attempt has added is dropped.
+        and needs no more is dropped. Otherwise what this attempt has added is dropped, unless
+        another one has published on it. What cannot be dropped is left to `clean`.
 
         Args:
             task_id: of the task, a UUID.
@@ -54,13 +64,16 @@ class Leases:
         try:
             yield held
         finally:
-            unneeded = held.close()
-            if held.was_published:
-                unneeded = [
-                    path for path in self._of_task(task_id) if path.parent.name not in held.digests
-                ]
-            for path in unneeded:
-                _remove(path)
+            added = held.close()
+            # The work of the attempt is done, or has an error that tells more.
+            with contextlib.suppress(StorageError):
+                if held.was_published:
+                    for path in self._of_task(task_id):
+                        if path.parent.name not in held.digests:
+                            _remove(path)
+                else:
+                    for path in added:
+                        _remove(path, unless=_is_published)
 
     def in_use(self, digest: str) -> bool:
         """Whether a task needs an archive or its tree.
@@ -84,8 +97,12 @@ class Leases:
         for path in self._of_task(task_id):
             _remove(path)
 
-    def clean(self) -> list[str]:
+    def clean(self, problems: list[StorageError] | None = None) -> list[str]:
         """Remove the leases that no longer count.
+
+        Args:
+            problems: what cannot be removed is noted here; without it, the first such error is
+                raised after everything else was removed.
 
         Returns:
             `<digest>/<task_id>` of each.
@@ -93,17 +110,24 @@ class Leases:
         Raises:
             StorageError: one of them cannot be removed.
         """
+        failures: list[StorageError] = []
         removed: list[str] = []
         if not self._root.is_dir() or not locks_hold(self._root):
             return removed
         for folder in names_in(self._root):
-            removed += [
-                f"{folder.name}/{path.name}"
-                for path in names_in(folder)
-                if not _counts(path) and _remove(path, only_stale=True)
-            ]
+            paths: list[Path] = []
+            with noting(failures, "cannot read the leases", folder):
+                paths = names_in(folder)
+            for path in paths:
+                with noting(failures, "cannot remove the lease", path):
+                    if not _counts(path) and _remove(path, unless=_leads_to_a_folder):
+                        removed.append(f"{folder.name}/{path.name}")
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
+        if problems is not None:
+            problems += failures
+        elif failures:
+            raise failures[0]
         return removed
 
     def _of_task(self, task_id: str) -> list[Path]:
@@ -123,7 +147,7 @@ class TaskLeases:
     def __init__(self, root: Path, task_id: str, folder: Path) -> None:
         self._root = root
         self._task_id = task_id
-        self._content = json.dumps({"folder": str(folder)}).encode()
+        self._content = json.dumps({"folder": str(folder), "published": False}).encode()
         self._lock = threading.Lock()
         self._handles: dict[str, int] = {}
         self._added: list[Path] = []
@@ -149,15 +173,24 @@ class TaskLeases:
             path = self._root / digest / self._task_id
             with storing("cannot write the lease", path):
                 handle, added = self._open(path, stop)
-                self._handles[digest] = handle
                 if added:
                     self._added.append(path)
-                os.pwrite(handle, self._content, 0)
-                os.ftruncate(handle, len(self._content))
+                # Only a lease that is written counts: on a full disk it may stay empty.
+                try:
+                    self._write(handle)
+                except BaseException:
+                    os.close(handle)
+                    raise
+                self._handles[digest] = handle
 
     def published(self) -> None:
         """Say that the task's folder stands in its place and needs all that is leased."""
         self.was_published = True
+        with self._lock:
+            for handle in self._handles.values():
+                # The task is ready; a lease counts without this too, since its folder exists.
+                with contextlib.suppress(OSError):
+                    os.pwrite(handle, _PUBLISHED, len(self._content) - len(_NOT_YET))
 
     def close(self) -> list[Path]:
         """Let go of the locks; the leases that this attempt has added."""
@@ -165,6 +198,16 @@ class TaskLeases:
             for handle in self._handles.values():
                 os.close(handle)
         return self._added
+
+    def _write(self, handle: int) -> None:
+        size = len(self._content)
+        found = os.pread(handle, _MOST_BYTES, 0)
+        published = self._content.removesuffix(_NOT_YET) + _PUBLISHED
+        if found in {self._content, published}:
+            return
+        if os.pwrite(handle, self._content, 0) != size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.ftruncate(handle, size)
 
     def _open(self, path: Path, stop: Stop) -> tuple[int, bool]:
         while True:
@@ -207,8 +250,8 @@ def _counts(path: Path) -> bool:
         os.close(handle)
 
 
-def _remove(path: Path, *, only_stale: bool = False) -> bool:
-    """Remove a lease unless somebody holds it."""
+def _remove(path: Path, *, unless: Callable[[int], bool] = lambda _: False) -> bool:
+    """Remove a lease unless somebody holds it, or its content, by its handle, speaks against it."""
     with storing("cannot remove the lease", path):
         try:
             handle = os.open(path, _FLAGS)
@@ -217,7 +260,7 @@ def _remove(path: Path, *, only_stale: bool = False) -> bool:
         try:
             if not try_lock(handle) or not _is_at(handle, path):
                 return False
-            if only_stale and _leads_to_a_folder(handle):
+            if unless(handle):
                 return False
             path.unlink()
         finally:
@@ -227,7 +270,21 @@ def _remove(path: Path, *, only_stale: bool = False) -> bool:
 
 def _leads_to_a_folder(handle: int) -> bool:
     folder = _parsed(os.pread(handle, _MOST_BYTES, 0))
-    return folder is not None and os.path.lexists(folder)
+    if folder is None:
+        return False
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:  # it may be on a disk that is away
+        return True
+    return True
+
+
+def _is_published(handle: int) -> bool:
+    """Whether an attempt has published on a lease and what it made exists."""
+    content = os.pread(handle, _MOST_BYTES, 0)
+    return content.endswith(_PUBLISHED) and _leads_to_a_folder(handle)
 
 
 def _folder_in(path: Path) -> Path | None:

@@ -44,6 +44,7 @@ DIRECTORY: Final = "d"
 SYMLINK: Final = "l"
 
 _Pattern = re.Pattern[bytes]
+_Content = bytes
 
 _TOP_LEVEL: Final = re.compile(rb"^[fdhl](?:\t[^\t\n]*){3}\t([^/\t\n]+)(?=[\t\n])", re.MULTILINE)
 _PATHS: Final = re.compile(rb"^[fdhl](?:\t[^\t\n]*){3}\t([^\t\n]+)", re.MULTILINE)
@@ -301,29 +302,48 @@ class Manifest:
             StorageError: it cannot be read or is damaged.
         """
         try:
-            with path.open("rb") as file:
-                header = json.loads(file.readline(_MOST_HEADER_BYTES))
-                body = file.read()
-            if header["format"] != _FORMAT or header["sha256"] != hashlib.sha256(body).hexdigest():
-                raise ValueError  # noqa: TRY301
-            sections: list[Section] = []
-            at = 0
-            for folder, size in header["sections"]:
-                sections.append(Section(folder, body[at : at + size]))
-                at += size
-            if at != len(body):
-                raise ValueError  # noqa: TRY301
-            return cls(tuple(sections), Totals(**header["totals"]))
+            content = path.read_bytes()
         except FileNotFoundError:
             raise
         except OSError as error:
             raise StorageError(
                 f"the manifest {printable(str(path), limit=300)} cannot be read: {error.strerror}"
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        found = cls.parsed(content)
+        if found is None:
             raise StorageError(
                 f"the manifest {printable(str(path), limit=300)} is damaged; prepare the task again"
-            ) from None
+            )
+        return found
+
+    @classmethod
+    def parsed(cls, content: _Content, *, hashed: bool = False) -> Manifest | None:
+        """The manifest in what `save` wrote, or None if it is damaged.
+
+        Args:
+            content: of the file.
+            hashed: whether the caller has compared all of it with a digest of its own; then the
+                digest in it is not computed once more.
+        """
+        line, _, body = content.partition(b"\n")
+        try:
+            if len(line) > _MOST_HEADER_BYTES:
+                return None
+            header = json.loads(line)
+            if header["format"] != _FORMAT:
+                return None
+            if not hashed and header["sha256"] != hashlib.sha256(body).hexdigest():
+                return None
+            sections: list[Section] = []
+            at = 0
+            for folder, size in header["sections"]:
+                sections.append(Section(folder, body[at : at + size]))
+                at += size
+            if at != len(body):
+                return None
+            return cls(tuple(sections), Totals(**header["totals"]))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
 
     def differences(self, tree: Path) -> list[str]:
         """Where a tree on disk differs from this manifest.

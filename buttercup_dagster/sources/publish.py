@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 from buttercup_dagster.sources.disk import exchange, remove_tree, sync_folder, write_atomically
-from buttercup_dagster.sources.errors import storing
+from buttercup_dagster.sources.errors import SourceError, storing
 from buttercup_dagster.sources.manifest import Manifest
 
 
@@ -97,5 +97,7 @@ def withdraw(path: Path, manifest_path: Path, aside: Path) -> bool:
         except FileNotFoundError:
             return False
         sync_folder(path.parent)
-    remove_tree(aside)
+    # Nobody finds it any more; what of it cannot be removed is left to whoever clears up.
+    with contextlib.suppress(SourceError):
+        remove_tree(aside)
     return True

@@ -20,6 +20,7 @@ from buttercup_dagster.sources.disk import (
     locks_hold,
     make_folder,
     names_in,
+    noting,
     private_folder,
     remove_tree,
     sync_folder,
@@ -42,7 +43,7 @@ from buttercup_dagster.sources.trees import (
     escaping_links_in,
     tree_key,
 )
-from buttercup_dagster.sources.unfinished import clean_parts
+from buttercup_dagster.sources.unfinished import DAY_SECONDS, clean_parts
 from task_api.task import Source, is_digest, printable
 
 CACHE: Final = "store"
@@ -246,11 +247,17 @@ class Store:
                 return False
         return True
 
-    def quarantine(self, digest: str) -> Path | None:
+    def quarantine(self, digest: str, inode: int | None = None) -> Path | None:
         """Put an archive aside whose bytes are not those of its digest.
 
+        The lock of the digest must be held, or somebody else's new archive may be put aside.
+
+        Args:
+            digest: of the archive.
+            inode: of the file that was read; one that has taken its place meanwhile stays.
+
         Returns:
-            Where it is now; None if it was gone.
+            Where it is now; None if what was read is gone.
 
         Raises:
             StorageError: it cannot be moved.
@@ -260,6 +267,8 @@ class Store:
         make_folder(aside.parent, 0o700)
         with storing("cannot put the archive aside", path):
             try:
+                if inode is not None and path.lstat().st_ino != inode:
+                    return None
                 path.rename(aside)
             except FileNotFoundError:
                 return None
@@ -330,10 +339,13 @@ class Store:
                 if not obtained.cache_hit:
                     on_obtained(obtained)
                 started = time.monotonic()
+                read = _inode(obtained.path)
                 try:
                     stored = self.grow(key, obtained, limits, stop)
                 except DigestMismatch:
-                    self.quarantine(digest)
+                    # The other tree of this archive is made under another lock.
+                    with locked(self.lock_path(digest), stop):
+                        self.quarantine(digest, read)
                     failure = f"the archive {digest} does not keep its bytes; check the disk"
                 except FileNotFoundError:
                     failure = f"the archive {digest} was removed while it was unpacked; try again"
@@ -361,9 +373,11 @@ class Store:
         with self.staging(key) as folder:
             tree = folder / "tree"
             manifest = self.unpack(obtained, tree, key, limits, stop)
-            return self.trees.put(
+            stored = self.trees.put(
                 key, tree, manifest, digest=obtained.sha256, archive_bytes=obtained.bytes
             )
+        self.touch(self.trees.marker_path(key))
+        return stored
 
     @staticmethod
     def unpack(
@@ -386,7 +400,9 @@ class Store:
         )
 
     def drop_changed(self, key: str, stop: Stop | None = None) -> bool:
-        """Remove a tree if it is not what its manifest says; its archive stays.
+        """Remove a tree if it is not, or cannot be seen to be, what its manifest says.
+
+        Its archive stays.
 
         Returns:
             Whether it was removed.
@@ -397,8 +413,10 @@ class Store:
         """
         with self.trash(key) as trash, locked(self.lock_path(key), stop):
             tree = self.trees.complete(key)
-            if tree is not None and not tree.manifest.differences(tree.path):
-                return False  # somebody has made it again meanwhile
+            # A tree that cannot be read is of no use to anybody either.
+            with contextlib.suppress(StorageError):
+                if tree is not None and not tree.manifest.differences(tree.path):
+                    return False  # somebody has made it again meanwhile
             return self.trees.withdraw(key, trash)
 
     # --- housekeeping ------------------------------------------------------------------------
@@ -418,8 +436,15 @@ class Store:
         with private_folder(self.root / "trash", prefix) as folder:
             yield folder
 
-    def clean(self) -> list[str]:
+    def clean(
+        self, problems: list[StorageError] | None = None, *, young_parts: bool = False
+    ) -> list[str]:
         """Remove what processes left behind when they died, and parts nobody came back for.
+
+        Args:
+            problems: what cannot be removed is noted here; without it, the first such error is
+                raised after everything else was removed.
+            young_parts: remove parts that nobody writes whatever their age.
 
         Returns:
             The names of what was removed.
@@ -427,9 +452,18 @@ class Store:
         Raises:
             StorageError: something cannot be removed.
         """
-        removed = clean_parts(self.root / PARTS_NAME)
+        failures: list[StorageError] = []
+        removed: list[str] = []
+        parts = self.root / PARTS_NAME
+        with noting(failures, "cannot clean the folder", parts):
+            removed += clean_parts(parts, 0 if young_parts else DAY_SECONDS, failures)
         for name in ("staging", "trash"):
-            removed += clean_private_folders(self.root / name)
+            with noting(failures, "cannot clean the folder", self.root / name):
+                removed += clean_private_folders(self.root / name, failures)
+        if problems is not None:
+            problems += failures
+        elif failures:
+            raise failures[0]
         return removed
 
     def touch(self, path: Path) -> None:
@@ -441,9 +475,13 @@ class Store:
         clock = self.lock_path("clock")
         # Who may read the store but not write to it uses it without a trace.
         with contextlib.suppress(OSError):
-            clock.touch()
-            now = max(time.time_ns(), clock.stat().st_mtime_ns + 1)
-            os.utime(clock, ns=(now, now))
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            handle = os.open(clock, flags, 0o644)
+            try:
+                now = max(time.time_ns(), os.fstat(handle).st_mtime_ns + 1)
+                os.utime(handle, ns=(now, now))
+            finally:
+                os.close(handle)
             os.utime(path, ns=(now, now), follow_symlinks=False)
 
     # --- inside ------------------------------------------------------------------------------
@@ -481,6 +519,13 @@ class Store:
             return None
         self.touch(path)
         return Obtained(path, digest, status.st_size, cache_hit=True, seconds=0.0, host=CACHE)
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.lstat().st_ino
+    except OSError:
+        return 0
 
 
 def _checked(digest: str) -> str:

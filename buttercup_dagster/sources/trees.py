@@ -25,7 +25,6 @@ from buttercup_dagster.sources.disk import (
     exchange,
     make_folder,
     names_in,
-    sync_folder,
     write_atomically,
 )
 from buttercup_dagster.sources.errors import SourceError, storing
@@ -176,17 +175,16 @@ class Trees:
         """A tree with a valid marker and the manifest that belongs to it, trusted or not."""
         marker = self.marker(key)
         path = self.path(key)
-        manifest_path = self.manifest_path(key)
         try:
-            if (
-                marker is None
-                or not stat.S_ISDIR(path.lstat().st_mode)
-                or hashlib.sha256(manifest_path.read_bytes()).hexdigest() != marker.manifest_sha256
-            ):
+            if marker is None or not stat.S_ISDIR(path.lstat().st_mode):
                 return None
-            return StoredTree(key, path, Manifest.load(manifest_path), marker)
-        except (OSError, SourceError):
+            content = self.manifest_path(key).read_bytes()
+        except OSError:
             return None
+        if hashlib.sha256(content).hexdigest() != marker.manifest_sha256:
+            return None
+        manifest = Manifest.parsed(content, hashed=True)
+        return None if manifest is None else StoredTree(key, path, manifest, marker)
 
     def trust(self, tree: StoredTree) -> StoredTree:
         """Note that a tree was compared with its manifest under this boot of the machine.
@@ -223,7 +221,7 @@ class Trees:
                     raise
                 # Where locks keep nobody out somebody else was faster, with the same tree.
                 exchange(folder, path)
-            sync_folder(self._root)
+        # Saving syncs the folder, so the tree's name is durable before its marker is there.
         manifest_path = self.manifest_path(key)
         manifest.save(manifest_path)
         with storing("cannot store the tree", path):
@@ -258,7 +256,7 @@ class Trees:
         for path in (self.marker_path(key), self.path(key), self.manifest_path(key)):
             with storing("cannot remove the tree", path):
                 try:
-                    path.rename(aside / secrets.token_hex(8))
+                    _move(path, aside / secrets.token_hex(8))
                 except FileNotFoundError:
                     continue
                 found = True
@@ -284,10 +282,25 @@ class Trees:
             found = True
         return found
 
-    def has_half(self, key: str) -> bool:
-        """Whether a crash left something of this key, or somebody is writing it."""
-        return self.marker(key) is None or any(self._half(key))
+    def half_written(self) -> list[str]:
+        """The keys of which a crash left something, or that somebody is writing."""
+        half: dict[str, bool] = {}
+        for path in names_in(self._root):
+            key = path.name.lstrip(".").partition(".")[0]
+            half[key] = half.get(key, False) or path.name.startswith(".")
+        return sorted(key for key in half if key and (half[key] or self.marker(key) is None))
 
     def _half(self, key: str) -> Iterator[Path]:
         """What was half-written beside a tree when the writer was killed."""
         return (path for path in names_in(self._root) if path.name.startswith(f".{key}."))
+
+
+def _move(path: Path, destination: Path) -> None:
+    try:
+        path.rename(destination)
+    except PermissionError:
+        # A folder that may not be written to cannot be moved into another one either.
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            raise
+        path.chmod(0o700)
+        path.rename(destination)

@@ -11,19 +11,17 @@ its own, so two of them never write one file, even where locks do not work.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import secrets
 import stat
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from buttercup_dagster.sources.disk import try_lock
+from buttercup_dagster.sources.disk import locks_exclude, noting, try_lock
 from buttercup_dagster.sources.errors import StorageError, storing
 from buttercup_dagster.sources.part import Part
 
@@ -33,24 +31,6 @@ _ADOPTING: Final = "cannot go on with a download in"
 _PART: Final = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.part\Z")
 _SIDECAR: Final = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.json\Z")
 _OPEN: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-# Numbers from linux/magic.h and the sources of the file systems.
-_LOCAL: Final = frozenset(
-    {
-        0xEF53,  # ext2, ext3, ext4
-        0x58465342,  # xfs
-        0x9123683E,  # btrfs
-        0x01021994,  # tmpfs
-        0x794C7630,  # overlayfs
-        0x2FC12FC1,  # zfs
-        0xF2F52010,  # f2fs
-        0xCA451A4E,  # bcachefs
-    }
-)
-"""Types of file systems on which a lock excludes every other process.
-
-NFS, SMB, 9p, Lustre and whatever stands behind FUSE may grant one lock twice, or none.
-"""
 
 
 @contextmanager
@@ -83,53 +63,52 @@ def resumable_part(folder: Path, digest: str, reserve_bytes: int) -> Iterator[Pa
         os.close(handle)
 
 
-def clean_parts(folder: Path, older_than_seconds: float = DAY_SECONDS) -> list[str]:
+def clean_parts(
+    folder: Path,
+    older_than_seconds: float = DAY_SECONDS,
+    problems: list[StorageError] | None = None,
+) -> list[str]:
     """Remove parts that nobody writes and nobody came back for.
 
     Args:
         folder: where they are kept; nothing happens if it is not there.
         older_than_seconds: how long ago the last byte was written, at least.
+        problems: what cannot be removed is noted here; without it, the first such error is raised
+            after everything else was removed.
 
     Returns:
         The names of what was removed, sorted.
 
     Raises:
-        StorageError: the folder cannot be read or written.
+        StorageError: the folder cannot be read, or a part cannot be removed.
     """
+    failures: list[StorageError] = []
     before = time.time() - older_than_seconds
     removed: list[str] = []
     with storing("cannot clean the folder", folder):
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        for name in filter(_PART.match, names):
-            handle = _take(folder / name, os.O_RDONLY)
-            if handle is None:
-                continue
-            try:
+    for name in filter(_PART.match, names):
+        handle = _take(folder / name, os.O_RDONLY)
+        if handle is None:
+            continue
+        try:
+            with noting(failures, "cannot remove", folder / name):
                 if os.fstat(handle).st_mtime < before:
                     (folder / name).unlink()
                     removed.append(name)
-            finally:
-                os.close(handle)
-        for name in filter(_SIDECAR.match, names):
-            path = folder / name
-            with contextlib.suppress(FileNotFoundError):
-                if not path.with_suffix(".part").exists() and path.lstat().st_mtime < before:
-                    path.unlink()
-                    removed.append(name)
+        finally:
+            os.close(handle)
+    for name in filter(_SIDECAR.match, names):
+        path = folder / name
+        with noting(failures, "cannot remove", path), contextlib.suppress(FileNotFoundError):
+            if not path.with_suffix(".part").exists() and path.lstat().st_mtime < before:
+                path.unlink()
+                removed.append(name)
+    if problems is not None:
+        problems += failures
+    elif failures:
+        raise failures[0]
     return sorted(removed)
-
-
-def locks_exclude(path: Path) -> bool:
-    """Whether a lock on a file in this folder is known to exclude all other processes."""
-    if sys.platform != "linux":
-        return False
-    # Its first member is the type, as wide as a long; the rest is smaller than this.
-    buffer = ctypes.create_string_buffer(1024)
-    statfs = ctypes.CDLL(None, use_errno=True).statfs
-    if statfs(os.fsencode(path), buffer) != 0:
-        return False
-    kind = int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder)
-    return kind & 0xFFFFFFFF in _LOCAL
 
 
 def _adopt(folder: Path, digest: str) -> tuple[int, Path] | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from buttercup_dagster.sources.archive import DEFAULT_LIMITS, ArchiveError, Limits
-from buttercup_dagster.sources.disk import boot_id, locked_if_free, names_in
+from buttercup_dagster.sources.disk import boot_id, locked, locked_if_free, names_in
 from buttercup_dagster.sources.errors import (
     DeadlinePassed,
     DigestMismatch,
@@ -346,7 +346,9 @@ class _Verifying:
         except FileNotFoundError:
             return _MADE_WHEN_NEEDED
         except DigestMismatch:
-            return f"removed; its archive is wrong too: {self._put_aside(marker.digest)}"
+            with locked(self._store.lock_path(marker.digest), self._stop):
+                outcome = self._put_aside(marker.digest)
+            return f"removed; its archive is wrong too: {outcome}"
         except (SourceError, OSError) as error:
             if self._store.trees.marker(key) is not None:
                 return f"it cannot be removed: {_said(error)}"

@@ -17,6 +17,7 @@ from buttercup_dagster.sources.store import Store
 from task_api.task import Task
 from tests.buttercup_dagster.cli.conftest import COLUMNS, Commands, end
 from tests.buttercup_dagster.sources.support import DIGEST, OPTIONS, REPO, litter, new_task, tree_of
+from tests.support.disks import small_tmpfs
 from tests.support.faults import FaultServer, serve
 from tests.support.waiting import wait_for
 
@@ -162,6 +163,20 @@ def test_collecting(commands: Commands, task: Task, workspace: Workspace) -> Non
     assert [one["name"] for one in done["removed"]] == [KEY, DIGEST]
     assert (done["after"]["store_bytes"], done["dry_run"]) == (0, False)
     assert list(Store(workspace.store).archives()) == []
+
+
+def test_what_cannot_be_removed_is_told(commands: Commands, workspace: Workspace) -> None:
+    broken = workspace.store / "trash" / "0"
+    broken.mkdir(parents=True)
+    with small_tmpfs(broken / "mounted", "size=64k"):
+        done = lines(commands.run(PROGRAM, "gc"), 1)
+        told = [line for line in done if "cannot remove" in line]
+        assert len(told) == 1
+        assert str(broken) in told[0]
+        found = json.loads(commands.run(PROGRAM, "--json", "gc").stdout)
+        assert [str(broken) in problem for problem in found["problems"]] == [True]
+    assert json.loads(commands.run(PROGRAM, "--json", "gc").stdout)["problems"] == []
+    assert not broken.exists()
 
 
 def test_only_one_collects(commands: Commands, task: Task, workspace: Workspace) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,24 +13,28 @@ from pathlib import Path
 
 import pytest
 
+from buttercup_dagster.engine import Engine
+from buttercup_dagster.sources import disk as disks
 from buttercup_dagster.sources import links
 from buttercup_dagster.sources.collect import (
+    LOOK_SECONDS,
     Collection,
     Usage,
     Watermarks,
     collect,
     usage_of,
 )
-from buttercup_dagster.sources.disk import locked
-from buttercup_dagster.sources.errors import NoSpace
+from buttercup_dagster.sources.disk import locked, names_in
+from buttercup_dagster.sources.errors import NoSpace, StorageError, TreeChanged
 from buttercup_dagster.sources.prepare import Workspace, check_prepared, prepare, remove_prepared
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.store import Store
-from tests.buttercup_dagster.sources.support import DIGEST, OPTIONS, REPO, litter, new_task
+from tests.buttercup_dagster.sources.support import DIGEST, OPTIONS, REPO, litter, new_task, tree_of
 from tests.support.archives import digest, source_archive
 from tests.support.cases import case
 from tests.support.disks import small_tmpfs
 from tests.support.faults import FaultServer, serve
+from tests.support.users import NOBODY, as_ordinary_user
 from tests.support.waiting import wait_for
 
 NOTHING = Watermarks(max_store_bytes=0, min_free_bytes=0)
@@ -109,12 +115,35 @@ def test_a_dry_run_removes_nothing(server: FaultServer, workspace: Workspace) ->
 def test_a_prepare_collects_when_it_leaves_too_much(
     server: FaultServer, workspace: Workspace
 ) -> None:
-    used_and_removed(server, workspace, 1)
-    task = new_task(server.on("/a", serve(REPO)))
-    prepare(task, workspace, replace(OPTIONS, watermarks=NOTHING))
+    used = used_and_removed(server, workspace, 1)
     store = Store(workspace.store)
+    full = replace(OPTIONS, watermarks=NOTHING)
+    task = new_task(server.on("/a", serve(REPO)))
+    prepare(task, workspace, full)
+    # Somebody looked at the whole store a moment ago.
+    assert [path.name for path in store.archives()] == sorted([used, DIGEST])
+    no_look_for(store, LOOK_SECONDS)
+    prepare(task, workspace, full)
     assert [path.name for path in store.archives()] == [DIGEST]
     assert check_prepared(task.task_id, workspace) == []
+
+
+def test_a_disk_without_free_space_is_noticed_by_each_prepare(
+    server: FaultServer, workspace: Workspace
+) -> None:
+    used_and_removed(server, workspace, 1)
+    store = Store(workspace.store)
+    free = usage_of(store).free_bytes
+    task = new_task(server.on("/a", serve(REPO)))
+    prepare(task, workspace, replace(OPTIONS, watermarks=Watermarks(10**12, free * 2)))
+    assert [path.name for path in store.archives()] == [DIGEST]
+
+
+def no_look_for(store: Store, seconds: float) -> None:
+    """Make the last look at the whole store so old."""
+    note = store.lock_path("collector").with_suffix(".looked")
+    then = note.stat().st_mtime - seconds
+    os.utime(note, (then, then))
 
 
 @pytest.mark.parametrize("back", [pytest.param(0, id="G13-runs"), pytest.param(1, id="G13-back")])
@@ -132,6 +161,30 @@ def test_the_order_of_use_outlives_a_clock_that_jumps_back(
         second,
         first,
     ]
+
+
+def test_what_was_used_last_goes_last_after_the_clock_was_set_back(
+    server: FaultServer, workspace: Workspace
+) -> None:
+    store = Store(workspace.store)
+    first = used_and_removed(server, workspace, 1)
+    ahead = time.time_ns() + 3600 * 10**9
+    (key,) = store.trees.keys()
+    for path in (store.lock_path("clock"), store.trees.marker_path(key), store.archive_path(first)):
+        os.utime(path, ns=(ahead, ahead))
+    second = used_and_removed(server, workspace, 2)
+    done = collected(store)
+    used = [one.name.partition("-")[0] for one in done.removed if one.kind == "tree"]
+    assert used == [first, second]
+
+
+def test_the_clock_leads_nowhere_else(tmp_path: Path) -> None:
+    store, elsewhere = Store(tmp_path / "store"), tmp_path / "elsewhere"
+    elsewhere.touch()
+    os.utime(elsewhere, (1, 1))
+    store.lock_path("clock").symlink_to(elsewhere)
+    store.touch(tmp_path)
+    assert elsewhere.stat().st_mtime == 1
 
 
 # --- what stays ------------------------------------------------------------------------------
@@ -281,3 +334,131 @@ def test_when_the_disk_is_full_what_nobody_needs_makes_room(
         with pytest.raises(NoSpace):
             made("c", 600)()
         assert litter(workspace) == []
+
+
+@pytest.mark.parametrize("place", ["trash", "quarantine", "staging"])
+def test_what_cannot_be_removed_is_told_and_keeps_nothing_else(
+    server: FaultServer, workspace: Workspace, place: str
+) -> None:
+    store = Store(workspace.store)
+    used_and_removed(server, workspace, 1)
+    broken = {
+        "trash": store.root / "trash" / "0",
+        "quarantine": store.root / "quarantine" / "0",
+        "staging": workspace.staging / "0",
+    }[place]
+    broken.mkdir(parents=True)
+    (store.root / "trash" / "1").mkdir()
+    engine = Engine(workspace, "here")
+    with small_tmpfs(broken / "mounted", "size=64k"):
+        done = engine.collect(everything=True, dry_run=False, stop=Stop())
+        assert done is not None
+        assert "1" in done.cleaned
+        assert list(store.archives()) == []
+        assert kinds(done) == ["tree", "archive"]
+        (problem,) = done.problems
+        assert "cannot remove" in problem
+        assert str(broken) in problem
+        assert done.kept == (place == "quarantine")
+    done = engine.collect(everything=True, dry_run=False, stop=Stop())
+    assert done is not None
+    assert done.problems == ()
+    assert not broken.exists()
+    assert litter(workspace) == []
+
+
+def test_a_task_is_ready_even_if_its_staging_folder_cannot_be_removed(
+    server: FaultServer, workspace: Workspace
+) -> None:
+    task = new_task(server.on("/a", serve(REPO)))
+    with contextlib.ExitStack() as stack:
+
+        def announce(_path: Path) -> None:
+            (staging,) = workspace.staging.iterdir()
+            stack.enter_context(small_tmpfs(staging / "mounted", "size=64k"))
+
+        prepare(task, workspace, OPTIONS, announce=announce)
+        assert check_prepared(task.task_id, workspace) == []
+        # The next attempt is not kept from its work either.
+        prepare(new_task(server.url("/a")), workspace, OPTIONS)
+    prepare(new_task(server.url("/a")), workspace, OPTIONS)
+    assert litter(workspace) == []
+
+
+def test_nothing_is_removed_where_locks_may_hold_on_this_machine_only(
+    server: FaultServer, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used_and_removed(server, workspace, 1)
+    monkeypatch.setattr(disks, "_LOCAL", frozenset())
+    with pytest.raises(StorageError, match="put the store on a disk of this machine"):
+        collect(Store(workspace.store), everything=True)
+    assert len(list(Store(workspace.store).archives())) == 1
+
+
+def test_unfinished_downloads_count_and_go_when_everything_goes(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    part = tmp_path / "parts" / f"{DIGEST}.{'0' * 16}.part"
+    part.parent.mkdir()
+    part.write_bytes(bytes(5000))
+    assert usage_of(store).store_bytes == 5000
+    done = collected(store, Watermarks(1000, 0))
+    assert (done.cleaned, done.after.store_bytes) == ((), 5000)
+    assert collected(store, everything=True, dry_run=True).cleaned == ()
+    done = collected(store, everything=True)
+    assert (done.cleaned, done.after.store_bytes) == ((part.name,), 0)
+
+
+def test_a_prepare_clears_up_the_tree_that_a_crash_left(
+    server: FaultServer, workspace: Workspace
+) -> None:
+    used_and_removed(server, workspace, 1)
+    store = Store(workspace.store)
+    (key,) = store.trees.keys()
+    store.trees.marker_path(key).unlink()
+    no_look_for(store, LOOK_SECONDS)
+    prepare(new_task(server.on("/a", serve(REPO))), workspace, OPTIONS)
+    assert [one.partition("-")[0] for one in store.trees.keys()] == [DIGEST]  # noqa: SIM118
+
+
+def test_what_is_leased_makes_no_trash(server: FaultServer, workspace: Workspace) -> None:
+    prepare(new_task(server.on("/a", serve(REPO))), workspace, OPTIONS)
+    store = Store(workspace.store)
+    trash = store.root / "trash"
+    before = trash.stat().st_mtime_ns
+    assert collected(store, everything=True).kept == 2
+    assert trash.stat().st_mtime_ns == before
+
+
+def test_a_look_that_fails_leaves_the_task_ready(server: FaultServer, workspace: Workspace) -> None:
+    note = Store(workspace.store).lock_path("collector").with_suffix(".looked")
+    note.symlink_to(note)  # to open it gives a plain error of the system
+    os.utime(note, (1, 1), follow_symlinks=False)
+    task = new_task(server.on("/a", serve(REPO)))
+    prepare(task, workspace, OPTIONS)
+    assert check_prepared(task.task_id, workspace) == []
+
+
+@pytest.mark.parametrize("closed", ["", "curl/src"])
+def test_a_tree_that_cannot_be_read_is_made_again(
+    server: FaultServer, tmp_path: Path, closed: str
+) -> None:
+    """A folder of it lost its permissions; root would not notice."""
+    with tempfile.TemporaryDirectory(prefix="buttercup-test-") as name:
+        Path(name).chmod(0o777)
+        workspace = Workspace(tmp_path / "tasks", Path(name) / "store")
+        url = server.on("/a", serve(REPO))
+        prepare(new_task(url), workspace, OPTIONS)
+        store = Store(workspace.store)
+        tree, manifest = tree_of(store)
+        (tree / closed).chmod(0)
+        if os.geteuid() == 0:
+            for path in (workspace.store, *workspace.store.rglob("*")):
+                os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+        with as_ordinary_user():
+            with pytest.raises(TreeChanged):
+                links.link_tree(tree, manifest, Path(name) / "linked", "copy")
+            assert store.drop_changed(f"{DIGEST}-1-drop")
+            assert names_in(store.root / "trees") == names_in(store.root / "trash") == []
+        task = new_task(url)
+        prepare(task, workspace, OPTIONS)
+        assert check_prepared(task.task_id, workspace) == []

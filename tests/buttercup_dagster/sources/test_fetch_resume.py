@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from buttercup_dagster.sources import unfinished
+from buttercup_dagster.sources.disk import locks_exclude
 from buttercup_dagster.sources.errors import (
     DigestMismatch,
     HttpStatus,
@@ -404,10 +405,10 @@ def test_nothing_is_taken_over_where_locks_may_lie(
 
 
 def test_file_systems_whose_locks_exclude(tmp_path: Path) -> None:
-    assert unfinished.locks_exclude(tmp_path)
-    assert unfinished.locks_exclude(Path("/dev/shm"))
-    assert not unfinished.locks_exclude(Path("/proc"))
-    assert not unfinished.locks_exclude(tmp_path / "missing")
+    assert locks_exclude(tmp_path)
+    assert locks_exclude(Path("/dev/shm"))
+    assert not locks_exclude(Path("/proc"))
+    assert not locks_exclude(tmp_path / "missing")
 
 
 # ---- cleaning

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from buttercup_dagster.sources.errors import StorageError
-from buttercup_dagster.sources.manifest import Manifest
+from buttercup_dagster.sources.manifest import Entry, Manifest
 from tests.support.archives import file, folder, hardlink, packed, symlink
 from tests.support.sandbox import Sandbox
 
@@ -71,3 +71,14 @@ def test_damaged_manifest(tmp_path: Path, content: bytes) -> None:
         Manifest.load(path)
     with pytest.raises(FileNotFoundError):
         Manifest.load(tmp_path / "none")
+
+
+def test_content_that_was_hashed_already_is_still_read_with_care(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    manifest = Manifest.of({"a": Entry("f", 1, 5, 0o644), "b": Entry("l", link="a")})
+    manifest.save(path)
+    content = path.read_bytes()
+    for hashed in (False, True):
+        assert Manifest.parsed(content, hashed=hashed) == manifest == Manifest.load(path)
+        assert Manifest.parsed(content[:-1], hashed=hashed) is None
+    assert Manifest.parsed(content.replace(b"\ta\n", b"\tc\n")) is None

@@ -5,6 +5,7 @@ import random
 import threading
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from buttercup_dagster.sources.disk import clean_private_folders, private_folder
 from buttercup_dagster.sources.errors import DigestMismatch, HttpStatus, SpecError, Stopped
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.store import Store
+from buttercup_dagster.sources.trees import StoredTree
 from task_api.task import Source, SourceType
 from tests.buttercup_dagster.sources.conftest import QUICK
 from tests.support.archives import digest, source_archive
@@ -79,6 +81,35 @@ def test_damaged_archive_is_fetched_again(server: FaultServer, tmp_path: Path, d
     assert [one.name.partition(".")[0] for one in aside] == (
         [WANT] if damage in {"flipped", "cut"} else []
     )
+
+
+def test_what_another_has_fetched_again_is_not_put_aside(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    url = server.on("/a", serve(DATA))
+    path = store.obtain(source(url), limits=QUICK).path
+    path.chmod(0o644)
+    path.write_bytes(DATA[:-1] + bytes([DATA[-1] ^ 1]))
+    original = store.grow
+    others: list[str] = []
+
+    def grow(*arguments: Any) -> StoredTree:
+        try:
+            return original(*arguments)
+        except DigestMismatch:
+            if not others:
+                # Between the reading here and what is done about it, somebody makes the other tree.
+                others.append("refuse")
+                store.tree(source(url), fetch_limits=QUICK, escaping_links="refuse")
+            raise
+
+    monkeypatch.setattr(store, "grow", grow)
+    assert not store.tree(source(url), fetch_limits=QUICK).hit
+    assert len(store.trees.keys()) == 2
+    assert path.read_bytes() == DATA
+    assert server.count("/a") == 2
+    assert len(list((tmp_path / "store/quarantine").iterdir())) == 1
 
 
 def test_wrong_bytes_are_not_kept(server: FaultServer, tmp_path: Path) -> None:

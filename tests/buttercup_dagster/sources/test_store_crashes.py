@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from buttercup_dagster.sources import links, unfinished
+from buttercup_dagster.sources import disk, links, unfinished
 from buttercup_dagster.sources.collect import collect
 from buttercup_dagster.sources.errors import StorageError
 from buttercup_dagster.sources.prepare import Workspace, check_prepared, prepare
@@ -98,7 +98,8 @@ def _prepare_without_locks(
 
     fcntl.flock = no_lock
     # Such a file system is known by its type.
-    unfinished.locks_exclude = lambda _: False  # type: ignore[assignment]
+    disk.locks_exclude = lambda _: False  # type: ignore[assignment]
+    unfinished.locks_exclude = lambda _: False  # type: ignore[assignment, attr-defined]
     task = new_task(url)
     barrier.wait()
     try:
