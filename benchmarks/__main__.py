@@ -129,7 +129,6 @@ def _measure(options: argparse.Namespace) -> int:
             except (Failed, SourceError) as error:
                 failures.append(f"row {number} failed: {error}")
             memory.clear()
-            disk.clear()
     print(report.table(results, judged=not options.quick))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(

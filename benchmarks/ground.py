@@ -26,14 +26,14 @@ from buttercup_dagster.sources.disk import (
 
 MEBIBYTE: Final = 1024 * 1024
 EXT4: Final = frozenset({"ext2", "ext3", "ext4"})
-"""File systems of one driver, which does not take an inode again within a minute of its removal.
+"""File systems of one driver, which does not take an inode again for a while after its removal.
 
 To find another one it looks at each of those first, for every new file: right after the removal of
 a large tree, making the next one takes many times as long, whoever makes it.
 """
 
-REST_SECONDS: Final = 61.0
-"""How long to wait after a removal there."""
+REST_SECONDS: Final = 361.0
+"""How long to wait after a removal there, where the disk has no room to do without one."""
 
 MEMORY_BACKED: Final = frozenset({"tmpfs", "ramfs"})
 

@@ -447,7 +447,7 @@ def test_retry_after_is_waited_for(server: FaultServer, download: Download, text
     [
         pytest.param("1000000000", id="F15-absurd"),
         pytest.param("9" * 40, id="F15-more-absurd"),
-        pytest.param(_in(hours=2), id="F15-late-date"),
+        pytest.param(_in(days=2), id="F15-late-date"),
         pytest.param("Fri, 31 Dec 9999 23:59:59 GMT", id="F15-last-date"),
     ],
 )
