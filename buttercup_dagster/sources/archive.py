@@ -30,11 +30,10 @@ from buttercup_dagster.sources.manifest import Manifest
 from buttercup_dagster.sources.options import GIBIBYTE, MEBIBYTE
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.unpacker import Unpacker, Usage
+from buttercup_dagster.sources.unpacking.extract import FOLDER_MODE
 from task_api.task import is_digest, printable
 
 __all__ = ["ArchiveError", "EscapingLinks", "Limits", "Manifest", "Usage", "unpack"]
-
-FOLDER_MODE: Final = 0o755
 
 EscapingLinks = Literal["drop", "refuse"]
 """What becomes of a symbolic link that leads out of the tree and that nothing is written through:

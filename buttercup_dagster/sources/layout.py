@@ -10,9 +10,10 @@ from typing import Final
 
 from buttercup_dagster.sources.disk import make_folder, remove_tree
 from buttercup_dagster.sources.errors import LayoutError, storing
-from buttercup_dagster.sources.links import FOLDER_MODE, LinkMode, UsedMode, link_tree
+from buttercup_dagster.sources.links import LinkMode, UsedMode, link_tree
 from buttercup_dagster.sources.manifest import DIRECTORY, FILE, Entry, Manifest
 from buttercup_dagster.sources.stop import Stop
+from buttercup_dagster.sources.unpacking.extract import FOLDER_MODE
 from task_api.task import SourceType, Task
 
 META_NAME: Final = "task_meta.json"

@@ -22,6 +22,7 @@ from buttercup_dagster.sources.errors import TreeChanged, storage_error, storing
 from buttercup_dagster.sources.manifest import Manifest, Section
 from buttercup_dagster.sources.options import MEBIBYTE
 from buttercup_dagster.sources.stop import Stop
+from buttercup_dagster.sources.unpacking.extract import FOLDER_MODE
 from task_api.task import printable
 
 LinkMode = Literal["auto", "clone", "hardlink", "copy"]
@@ -40,7 +41,6 @@ LEAST_PROMISING: Final[tuple[UsedMode, ...]] = ("hardlink", "copy", "clone")
 """The mode that is told of a tree is the first of these that was used: of a tree with one
 hard-linked file nobody must think that it may be written to."""
 
-FOLDER_MODE: Final = 0o755
 _FICLONE: Final = 0x40049409
 """`_IOW(0x94, 9, int)`, see ioctl_ficlone(2)."""
 

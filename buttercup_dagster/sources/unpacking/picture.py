@@ -7,7 +7,14 @@ has no bearing on what is accepted.
 from __future__ import annotations
 
 from buttercup_dagster.sources.unpacking.refusal import Refusal
-from buttercup_dagster.sources.unpacking.tar import DIRECTORY, FILE, HARDLINK, SYMLINK, Member
+from buttercup_dagster.sources.unpacking.tar import (
+    CONTROL,
+    DIRECTORY,
+    FILE,
+    HARDLINK,
+    SYMLINK,
+    Member,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +32,6 @@ MOST_HOPS: Final = 40  # as many links as Linux follows in one path
 MOST_LINK_STEPS: Final = 20_000_000
 """Path components looked at for all links of an archive together."""
 
-CONTROL: Final = bytes([*range(0x20), 0x7F])
 _SYMLINK: Final = b"l"
 _HARDLINK: Final = b"h"
 _NO_NAMES: Final = frozenset({b"", b".", b".."})

@@ -44,7 +44,8 @@ _EXTENSIONS: Final = frozenset({b"x", b"g", b"L", b"K"})
 _DEVICES: Final = {b"3": "character device", b"4": "block device", b"6": "fifo"}
 _DIGITS: Final = b"0123456789"
 _OCTAL_DIGITS: Final = b"01234567"
-_CONTROL: Final = bytes([*range(0x20), 0x7F])
+CONTROL: Final = bytes([*range(0x20), 0x7F])
+"""Characters that no name, link or keyword may hold."""
 _MOST_REMEMBERED: Final = 4096
 _NO_RECORDS: Final[dict[bytes, bytes]] = {}
 _new_member: Final = tuple.__new__
@@ -357,7 +358,7 @@ class TarReader:
             if end > len(payload) or not record.endswith(b"\n"):
                 raise self.refusal("bad_pax", "a pax record does not end where it says")
             key, equals, value = record[:-1].partition(b"=")
-            if not key or not equals or key.translate(None, _CONTROL) != key:
+            if not key or not equals or key.translate(None, CONTROL) != key:
                 raise self.refusal("bad_pax", "a pax record has no keyword")
             if key in records:
                 raise self.refusal(

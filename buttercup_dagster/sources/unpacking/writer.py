@@ -238,8 +238,9 @@ def _serve(ring: memoryview, block_bytes: int, orders: int, answers: int) -> Non
 
 
 def _read(handle: int, size: int) -> bytes:
-    """So many bytes; none at the end of the pipe."""
+    """So many bytes; none where the pipe ends before."""
     data = os.read(handle, size)
     while data and len(data) < size:
-        data += os.read(handle, size - len(data))
+        more = os.read(handle, size - len(data))
+        data = data + more if more else b""
     return data
