@@ -11,6 +11,7 @@ import os
 import secrets
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,19 +25,13 @@ from buttercup_dagster.slot import Ending, Slot, SlotLimits
 from buttercup_dagster.warming import warm
 from task_api import keys
 from task_api.registry import TaskRegistry
-from task_api.task import ButtercupError
+from task_api.task import RegistryUnavailable
 from task_api.workers import Workers
 
 log = logging.getLogger(__name__)
 
 START_SECONDS: Final = 60.0
 """How long a process may take to come up; the machine may be busy."""
-
-EXIT_SECONDS: Final = 1.0
-
-
-class WorkerUnusable(ButtercupError):
-    """The worker cannot be started here; the text says what to do."""
 
 
 @dataclass
@@ -61,6 +56,7 @@ class WarmWorker:
         self._app = launcher.celery
         self._ending = Ending()
         self._here = _Process()
+        self._name = f"{settings.machine}/{os.getpid()}-{secrets.token_hex(3)}"
 
     def serve(self) -> int:
         """Warm up, fork, and execute runs until a signal.
@@ -107,7 +103,7 @@ class WarmWorker:
             registry = TaskRegistry.from_url(self._settings.redis_url)
             self._here.opened = [workers, registry]
             self._here.slot = Slot(
-                f"{self._settings.machine}/{os.getpid()}-{secrets.token_hex(3)}",
+                f"{self._name}/{os.getpid()}",
                 instance=instance,
                 workers=workers,
                 registry=registry,
@@ -141,9 +137,15 @@ class WarmWorker:
     def _worker_ends(self, **_: object) -> None:
         """In a signal handler of Celery: let runs finish, but not for ever."""
         self._ending.to(Ending.AFTER_THIS_RUN)
+        threading.Thread(target=self._take_slots_back, daemon=True).start()
         timer = threading.Timer(self._settings.drain_seconds, self._ending.to, args=(Ending.NOW,))
         timer.daemon = True
         timer.start()
+
+    def _take_slots_back(self) -> None:
+        """At once: what the sensor claims for them would have to wait for its lease to end."""
+        with suppress(RegistryUnavailable), Workers.from_url(self._launcher.redis_url) as workers:
+            workers.gone(self._name)
 
 
 def _replace_this_process() -> None:

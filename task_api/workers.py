@@ -74,9 +74,9 @@ class Workers:
         with translated():
             self._redis.delete(keys.EXECUTING + run_id, keys.STOPPING + run_id)
 
-    def gone(self, slot: str) -> None:
-        """A slot takes no more runs."""
-        self._run("slot_gone", slot)
+    def gone(self, name: str) -> None:
+        """A slot takes no more runs; or none of the slots of a worker, `worker/…`, does."""
+        self._run("slot_gone", name)
 
     def claim_next(
         self, slot: str, *, linger: bool, lease_ms: int = keys.WARM_LEASE_MS

@@ -36,8 +36,8 @@ def material(tmp_path_factory: pytest.TempPathFactory, stack: Stack) -> Material
 
 
 def process_of(slot: str) -> int:
-    """Slots are called `machine/process id-random`."""
-    return int(slot.rpartition("/")[2].partition("-")[0])
+    """Slots are called `machine/worker/process id`."""
+    return int(slot.rpartition("/")[2])
 
 
 def executor(stack: Stack, task_id: str) -> str:
@@ -240,10 +240,12 @@ def test_worker_that_may_not_wait_interrupts_and_the_task_goes_on_elsewhere(
     os.kill(worker.pid, signal.SIGTERM)
     wait_for(lambda: not worker.alive, "the worker has ended", seconds=60)
     record = stack.registry.get(task_id)
-    assert (record.state, record.failures) == (TaskState.PENDING, 0)
+    # Perhaps claimed already for a slot that was about to end.
+    assert record.state in {TaskState.PENDING, TaskState.SCHEDULED}
+    assert record.failures == 0
     gate.set()
     stack.start_worker()
-    stack.wait_state(task_id, TaskState.READY)
+    stack.wait_state(task_id, TaskState.READY, seconds=60)
     assert files_below(stack.task_folder(task_id) / "src") == archive.files
     assert len(stack.announced(task_id)) == 1
 

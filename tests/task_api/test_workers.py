@@ -43,6 +43,13 @@ def test_slots_count_while_their_lease_lasts(
     assert workers.live() == ["m/1"]
 
 
+def test_worker_takes_all_of_its_slots_back(workers: Workers) -> None:
+    for slot in ("m/1-a/10", "m/1-a/11", "m/1-ab/12"):
+        workers.announce(slot, occupied=True)
+    workers.gone("m/1-a")
+    assert workers.live() == ["m/1-ab/12"]
+
+
 def test_slots_that_died_are_forgotten(workers: Workers, client: Any) -> None:
     for key in (keys.WORKERS, keys.OCCUPIED, keys.LINGERING):
         client.zadd(key, {"m/1": now_ms() - 1})
