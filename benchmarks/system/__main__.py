@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +32,7 @@ from benchmarks.system.results import Row
 from benchmarks.system.rows import FULL, QUICK, ROWS, Bench, sources_needed
 from buttercup_dagster.cli.signals import INTERRUPTED, ended_by_signals
 from buttercup_dagster.local.errors import LocalError
+from buttercup_dagster.settings import DownloaderSettings
 from buttercup_dagster.sources.disk import clean_private_folders, make_folder, private_folder
 from buttercup_dagster.sources.errors import SourceError
 from task_api.registry import TaskRegistry
@@ -39,9 +40,6 @@ from task_api.registry import TaskRegistry
 DONE: Final = 0
 MISSED: Final = 1
 NOT_MEASURED: Final = 2
-
-LINGER_SECONDS: Final = 5.0
-"""How long a warm worker waits for a further task; no product counts as idle before."""
 
 ROOM_PER_TASK_BYTES: Final = 20 * MEBIBYTE
 """About what the archives, the trees and the records of one task take on the disk."""
@@ -131,6 +129,7 @@ def _measure(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         parent = options.disk / f"buttercup-bench-system-{os.getuid()}"
         make_folder(parent)
+        stack.callback(_remove_if_empty, parent)
         clean_private_folders(parent)
         folder = stack.enter_context(private_folder(parent, "run"))
         _require_room(folder, tasks * ROOM_PER_TASK_BYTES)
@@ -152,7 +151,7 @@ def _measure(options: argparse.Namespace) -> int:
             stack.enter_context(redis.Redis.from_url(up.redis_url)),
             stack.enter_context(TaskRegistry.from_url(up.redis_url)),
             stack.enter_context(DagsterRecords.of(up.home)),
-            LINGER_SECONDS,
+            DownloaderSettings.model_fields["linger_seconds"].default,
             scale.idle_seconds,
         )
         rows = _take(options.rows, Bench(runner, sources, scale))
@@ -221,6 +220,11 @@ def _require_room(folder: Path, needed_bytes: int) -> None:
             f"{folder} has {free // MEBIBYTE} MiB free; about {needed_bytes // MEBIBYTE} MiB are "
             "needed; name another disk with --disk"
         )
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _note(text: str) -> None:

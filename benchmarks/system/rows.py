@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final
 
+from benchmarks.ground import MEBIBYTE
 from benchmarks.system.archives import Sources, Supply
 from benchmarks.system.backlog import backlog, growth
 from benchmarks.system.figures import percentile
+from benchmarks.system.memory import resident_bytes
 from benchmarks.system.phases import Phase, Runner
 from benchmarks.system.results import Figure, Row
 
@@ -75,6 +77,7 @@ class Bench:
         stored: sources that a task has had.
         idle_seconds: what single tasks took from the post to ready, each after idle, with few
             partitions.
+        memory: by how many tasks were done, the resident memory of each process in bytes.
     """
 
     runner: Runner
@@ -82,6 +85,7 @@ class Bench:
     scale: Scale
     stored: list[Sources] = field(default_factory=list)
     idle_seconds: list[float] = field(default_factory=list)
+    memory: dict[int, dict[str, int]] = field(default_factory=dict)
 
     def prepare(self, number: int, *, rate: float | None = None) -> Phase:
         """Have tasks prepared whose sources all differ.
@@ -99,7 +103,18 @@ class Bench:
         """Have tasks prepared."""
         offsets = [position / rate if rate else 0.0 for position in range(len(sources))]
         patience = max(LEAST_PATIENCE_SECONDS, len(sources) / FAILED_RATE)
-        return self.runner.prepare(sources, offsets, limit_seconds=offsets[-1] + patience)
+        phase = self.runner.prepare(sources, offsets, limit_seconds=offsets[-1] + patience)
+        # The phases of other rows come past these numbers sooner or later.
+        for mark in (self.scale.few_tasks, self.scale.many_tasks):
+            if self.runner.done >= mark and not any(done >= mark for done in self.memory):
+                self.memory[self.runner.done] = resident_bytes(self.runner.up.process.popen.pid)
+        return phase
+
+    def run_stored(self, number: int) -> Phase:
+        """Have tasks prepared whose sources are stored already."""
+        if not self.stored:
+            self.prepare(1)
+        return self.run(self.stored[:1] * number)
 
     def after_idle(self, number: int) -> list[Phase]:
         """Single tasks, each after the product was idle."""
@@ -205,9 +220,7 @@ def steady_three(bench: Bench) -> Row:
 
 def stored(bench: Bench) -> Row:
     """A burst of tasks whose sources are stored already."""
-    if not bench.stored:
-        bench.prepare(1)
-    phase = bench.run(bench.stored[:1] * bench.scale.stored)
+    phase = bench.run_stored(bench.scale.stored)
     return _burst("stored", f"burst of {bench.scale.stored}, sources stored", phase, 6.0)
 
 
@@ -215,6 +228,30 @@ def different(bench: Bench) -> Row:
     """A burst of tasks whose sources all differ."""
     phase = bench.prepare(bench.scale.different)
     return _burst("different", f"burst of {bench.scale.different}, sources differ", phase, 4.0)
+
+
+def memory(bench: Bench) -> Row:
+    """What daemon, server and a child of the worker hold after many tasks, against after few."""
+    wrong: list[str] = []
+    for mark in (bench.scale.few_tasks, bench.scale.many_tasks):
+        if bench.runner.done < mark:
+            wrong += bench.run_stored(mark - bench.runner.done).wrong
+    (few, before), (many, after) = sorted(bench.memory.items())
+    return Row(
+        "memory",
+        [
+            Figure(
+                f"memory of the {name}, after {many} tasks by {few}",
+                "times",
+                after[name] / before[name],
+                1.2,
+                f"{after[name] / MEBIBYTE:.0f} MiB by {before[name] / MEBIBYTE:.0f} MiB",
+            )
+            for name in before
+        ],
+        wrong,
+        {str(done): sizes for done, sizes in bench.memory.items()},
+    )
 
 
 def partitions(bench: Bench) -> Row:
@@ -255,6 +292,7 @@ ROWS: Final[Mapping[str, Measure]] = {
     "steady3": steady_three,
     "stored": stored,
     "different": different,
+    "memory": memory,
     "partitions": partitions,
 }
 """What is measured with the running product, in this order."""
@@ -269,6 +307,7 @@ def sources_needed(names: Sequence[str], scale: Scale) -> int:
         "steady3": 3 * scale.steady_seconds,
         "stored": 1,
         "different": scale.different,
+        "memory": 1,
         "partitions": 2 * scale.after_many,
     }
     return sum(needed.get(name, 0) for name in names)

@@ -9,7 +9,6 @@ import pytest
 
 from tests.e2e.stack import Stack
 
-
 SETUPS = [
     pytest.param("warm-worker", id="warm-worker"),
     pytest.param("plain-dagster", id="plain-dagster", marks=pytest.mark.slow),
