@@ -239,7 +239,8 @@ class Slot:
         while not self._heart_stop.wait(RENEW_SECONDS):
             run_id = self._run_id
             try:
-                stopping = self._say(occupied=self._occupied, run_id=run_id)
+                # One that ends takes no more runs, also when it has nothing to do.
+                stopping = self._say(occupied=self._occupied or self._ends(), run_id=run_id)
             except RegistryUnavailable:
                 stopping = False
             if run_id is not None and (stopping or self._ending.step == Ending.NOW):

@@ -386,6 +386,18 @@ class TaskRegistry:
         )
         return TaskState(reply[0])
 
+    def give_back(self, task_id: str, token: int, reason: Reason) -> None:
+        """End an attempt whose worker was told to end: downloading or scheduled → pending, at once.
+
+        Nothing failed, so nothing is counted. May be repeated with the same token.
+
+        Raises:
+            UnknownTask, TransitionRefused: the attempt was over already.
+        """
+        self._move(
+            "given back", "give_back", task_id, token, reason.code, _text(shortened(reason.text))
+        )
+
     def cancel(self, task_id: str, *, reason: Reason | None = None) -> bool:
         """Cancel a task; one that is not known yet is cancelled when it comes (for 7 days).
 

@@ -57,6 +57,16 @@ class Child:
         """Whether it still runs."""
         return self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, once it has ended."""
+        return self._process.poll()
+
     def kill(self) -> None:
         """SIGKILL to the whole group."""
         self._signal(signal.SIGKILL)
