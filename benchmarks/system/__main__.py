@@ -19,7 +19,7 @@ from typing import Final
 import redis
 
 from benchmarks import machine
-from benchmarks.ground import MEBIBYTE, file_system
+from benchmarks.ground import MEBIBYTE, file_system, forget_removals
 from benchmarks.inputs import CACHE
 from benchmarks.programs import Failed, Missing
 from benchmarks.system import report
@@ -133,6 +133,11 @@ def _measure(options: argparse.Namespace) -> int:
         clean_private_folders(parent)
         folder = stack.enter_context(private_folder(parent, "run"))
         _require_room(folder, tasks * ROOM_PER_TASK_BYTES)
+        if not forget_removals(folder):
+            _note(
+                "if large trees were removed here within the last six minutes, making files is "
+                "slow for now; run it as root, or wait"
+            )
         described = machine.describe_machine() | {"disk": file_system(folder)}
         print(report.header(described, originals), flush=True)
         _note(f"making {2 * tasks} archives")
