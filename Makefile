@@ -40,6 +40,10 @@ demo: $(READY) ## From nothing to a prepared task, in under two minutes
 bench: $(READY) ## Measure the source engine against tar, tarfile and curl
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: bench-system
+bench-system: $(READY) ## Measure the whole product from POST to ready (20 minutes)
+	@$(BIN)/python -m benchmarks.system $(ARGS)
+
 FUZZ := .cache/fuzz
 .PHONY: fuzz
 fuzz: $(READY) ## Fuzz the archive reader for a minute (SECONDS=3600 for longer)

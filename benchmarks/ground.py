@@ -35,6 +35,8 @@ a large tree, making the next one takes many times as long, whoever makes it.
 REST_SECONDS: Final = 361.0
 """How long to wait after a removal there, where the disk has no room to do without one."""
 
+DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
+
 MEMORY_BACKED: Final = frozenset({"tmpfs", "ramfs"})
 
 
@@ -159,14 +161,8 @@ class Ground:
             self._rest_until = time.monotonic() + REST_SECONDS
 
     def sync(self) -> None:
-        """Write to the disk what its file system still holds in memory (syncfs(2))."""
-        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if ctypes.CDLL(None, use_errno=True).syncfs(handle) != 0:
-                error = ctypes.get_errno()
-                raise OSError(error, os.strerror(error), str(self.folder))
-        finally:
-            os.close(handle)
+        """Write to the disk what its file system still holds in memory."""
+        sync(self.folder)
 
     def timed(self, work: Callable[[], object], archive: Path) -> float:
         """How long a piece of work takes until all it wrote is on the disk, in seconds.
@@ -198,6 +194,37 @@ def _warm_memory(size: int) -> None:
     with mmap.mmap(-1, size) as memory:
         for at in range(0, size, mmap.PAGESIZE):
             memory[at] = 1
+
+
+def sync(folder: Path) -> None:
+    """Write to the disk what the file system of a folder still holds in memory (syncfs(2))."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(handle) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), str(folder))
+    finally:
+        os.close(handle)
+
+
+def forget_removals(folder: Path) -> bool:
+    """Have the file system of a folder take inodes again that were freed lately.
+
+    EXT4 without a journal looks for the time of a removal only where the inode is still in memory
+    (`recently_deleted` in fs/ext4/ialloc.c), so that it is enough to drop what is cached of the
+    disk. Everything that is read next comes from the disk again.
+
+    Returns:
+        Whether nothing of the kind is in the way now; False where only root could see to it.
+    """
+    if file_system(folder) not in EXT4:
+        return True
+    sync(folder)
+    try:
+        DROP_CACHES.write_text("1\n", "ascii")
+    except OSError:
+        return False
+    return True
 
 
 def file_system(folder: Path) -> str:

@@ -19,17 +19,23 @@ def describe(memory: Path, disk: Path) -> dict[str, str]:
         memory: the memory-backed disk.
         disk: the ordinary disk.
     """
+    return describe_machine() | {
+        "disks": f"{file_system(memory)} as memory, {file_system(disk)} as the ordinary disk",
+        "programs": ", ".join(
+            f"{name} {_version(name)}" for name in ("tar", "gzip", "curl", "sha256sum")
+        ),
+    }
+
+
+def describe_machine() -> dict[str, str]:
+    """What all numbers depend on: the machine, its kernel, and Python."""
     total = _first(r"^MemTotal:\s+(\d+)", "/proc/meminfo")
     memory_text = f"{int(total) / 1024**2:.0f} GiB of memory" if total else "unknown memory"
     processor = _first(r"^model name\s*: (.+)$", "/proc/cpuinfo") or platform.machine()
     return {
         "machine": f"{processor}, {len(os.sched_getaffinity(0))} cores, {memory_text}",
         "kernel": f"{platform.system()} {platform.release()}, load {os.getloadavg()[0]:.1f}",
-        "disks": f"{file_system(memory)} as memory, {file_system(disk)} as the ordinary disk",
         "python": f"{platform.python_implementation()} {platform.python_version()}{_isal()}",
-        "programs": ", ".join(
-            f"{name} {_version(name)}" for name in ("tar", "gzip", "curl", "sha256sum")
-        ),
     }
 
 

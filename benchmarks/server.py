@@ -52,7 +52,7 @@ def serving(files: Sequence[Path]) -> Iterator[list[str]]:
 
 def main(files: Sequence[Path]) -> None:
     """Serve until the standard input ends."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=16)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     threading.Thread(target=_accept, args=(listener, files), daemon=True).start()
     print(listener.getsockname()[1], flush=True)
     sys.stdin.read()
