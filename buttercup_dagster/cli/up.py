@@ -26,7 +26,8 @@ WIDTH: Final = 8
 
 NOISE: Final = re.compile(
     r"oO0OoO0OoO0Oo|WARNING Memory overcommit|Configuration loaded|LOCATION_UPDATED"
-    r"|Checking for new runs for sensor|skipped: (no task pending|everything in line)"
+    r"|Checking for new runs for sensor|Collected \d+ runs for monitoring|Checking run "
+    r"|skipped: (no task pending|everything in line)"
     r"| - dagster - (DEBUG|INFO) - "
     r'|uvicorn\.access: .* "GET [^"]*" 200'
 )
