@@ -26,7 +26,7 @@ from task_api.registry import TaskRegistry
 from task_api.task import TaskState, UnknownTask
 from task_api.workers import Workers
 from tests.e2e.source_server import SourceServer
-from tests.support.environment import without_settings
+from tests.support.environment import environment, without_settings
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import wait_for
 
@@ -300,7 +300,8 @@ class Stack:
     def instance(self) -> dg.DagsterInstance:
         """The instance that `dagster dev` works on."""
         if self.warm:
-            return dg.DagsterInstance.from_config(str(self.dagster_home))
+            with environment(DAGSTER_HOME=str(self.dagster_home)):
+                return dg.DagsterInstance.from_config(str(self.dagster_home))
         (home,) = self.project.glob(".tmp_dagster_home_*")
         return dg.DagsterInstance.from_ref(
             InstanceRef.from_dir(str(home), config_dir=str(self.project))
