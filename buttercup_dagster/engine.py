@@ -112,7 +112,7 @@ class Engine:
         return preparing.check_prepared(task_id, self.workspace)
 
     def remove(self, task_id: str, *, stop: Stop, unwanted: Callable[[], bool]) -> bool:
-        """Remove a prepared folder; see `sources.prepare.remove_prepared`."""
+        """Remove all that is kept for one task; see `sources.prepare.remove_prepared`."""
         return preparing.remove_prepared(task_id, self.workspace, stop, unwanted=unwanted)
 
     def verify(

@@ -20,6 +20,7 @@ from buttercup_dagster.sources.disk import (
     make_folder,
     names_in,
     noting,
+    remove_lock,
     remove_tree,
 )
 from buttercup_dagster.sources.errors import SourceError, StorageError, storing
@@ -293,21 +294,29 @@ def _remove(store: Store, item: Item, *, dry_run: bool) -> bool:
     # Most of what is needed is so for long; asking first spares the trash folder.
     if store.leases.in_use(digest_in(item.name)):
         return False
-    with store.trash(item.name) as trash, locked_if_free(store.lock_path(item.name)) as mine:
+    lock = store.lock_path(item.name)
+    with store.trash(item.name) as trash, locked_if_free(lock) as mine:
         # Who needs it has leased it before it takes this lock, so nobody comes in between.
         if not mine or store.leases.in_use(digest_in(item.name)):
             return False
         if dry_run:
             return True
-        if item.kind == "tree":
-            return store.trees.withdraw(item.name, trash)
-        path = store.archive_path(item.name)
-        with storing("cannot remove", path):
-            try:
-                path.rename(trash / item.name)
-            except FileNotFoundError:
-                return False
-        return True
+        removed = _withdraw(store, item, trash)
+        remove_lock(lock)
+        return removed
+
+
+def _withdraw(store: Store, item: Item, trash: Path) -> bool:
+    """Move a tree or an archive, whose lock is held, into the trash."""
+    if item.kind == "tree":
+        return store.trees.withdraw(item.name, trash)
+    path = store.archive_path(item.name)
+    with storing("cannot remove", path):
+        try:
+            path.rename(trash / item.name)
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def _clear_up(store: Store, problems: list[StorageError], *, young_parts: bool) -> Iterator[str]:
@@ -327,3 +336,4 @@ def _clear_up(store: Store, problems: list[StorageError], *, young_parts: bool) 
             cleared = mine and store.trees.clear(key, trash)
         if cleared:
             yield key
+    store.clean_locks(problems)

@@ -48,6 +48,7 @@ _LOCAL: Final = frozenset(
 NFS, SMB, 9p, Lustre and whatever stands behind FUSE may grant one lock twice, or none.
 """
 
+_LOCK_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -178,11 +179,11 @@ def _open_up_and_retry(_function: Callable[..., Any], name: str, error: BaseExce
 def locked(path: Path, stop: Stop | None = None) -> Iterator[None]:
     """Hold the lock of a file while the block runs; wait for it as long as it takes.
 
-    The file is made if it is not there and is never removed: a lock on a removed file excludes
-    nobody.
+    Whoever holds the lock may remove the file (`remove_lock`): who waited for it notices, and locks
+    the file that is there then.
 
     Args:
-        path: the lock file.
+        path: the lock file; made if it is not there.
         stop: ends the wait.
 
     Raises:
@@ -190,12 +191,10 @@ def locked(path: Path, stop: Stop | None = None) -> Iterator[None]:
         StorageError: the file cannot be made or locked.
     """
     stop = stop or Stop()
-    with storing("cannot open the lock", path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    while (handle := take_lock(path)) is None:
+        stop.wait(LOCK_POLL_SECONDS)
+        stop.check()
     try:
-        while not try_lock(handle):
-            stop.wait(LOCK_POLL_SECONDS)
-            stop.check()
         yield
     finally:
         os.close(handle)
@@ -214,12 +213,82 @@ def locked_if_free(path: Path) -> Iterator[bool]:
     Raises:
         StorageError: the file cannot be made or locked.
     """
-    with storing("cannot open the lock", path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    handle = take_lock(path)
     try:
-        yield try_lock(handle)
+        yield handle is not None
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
+
+
+def take_lock(path: Path) -> int | None:
+    """Take the lock of a file if nobody holds it; closing the handle lets go of it.
+
+    Args:
+        path: the lock file; made if it is not there.
+
+    Returns:
+        The handle that holds the lock; None if somebody else has it.
+
+    Raises:
+        StorageError: the file cannot be made or locked.
+    """
+    with storing("cannot open the lock", path):
+        while True:
+            handle = os.open(path, _LOCK_FILE | os.O_CREAT, 0o644)
+            held = False
+            try:
+                free = try_lock(handle)
+                # A lock on a file that was removed in between excludes nobody.
+                held = free and leads_to(path, handle)
+            finally:
+                if not held:
+                    os.close(handle)
+            if held:
+                return handle
+            if not free:
+                return None
+
+
+def remove_lock(path: Path) -> None:
+    """Remove a lock file whose lock is held here. Nobody else can have put another in its place.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    with storing("cannot remove the lock", path):
+        path.unlink(missing_ok=True)
+
+
+def remove_lock_if_free(path: Path) -> bool:
+    """Remove a lock file unless somebody holds its lock.
+
+    Returns:
+        Whether it was removed.
+
+    Raises:
+        StorageError: it cannot be opened or removed.
+    """
+    with storing("cannot remove the lock", path):
+        try:
+            handle = os.open(path, _LOCK_FILE)
+        except FileNotFoundError:
+            return False
+        try:
+            if not try_lock(handle) or not leads_to(path, handle):
+                return False
+            path.unlink()
+        finally:
+            os.close(handle)
+    return True
+
+
+def leads_to(path: Path, handle: int) -> bool:
+    """Whether a name still stands for the file that was opened."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def try_lock(handle: int, *, shared: bool = False) -> bool:

@@ -22,6 +22,7 @@ from buttercup_dagster.sources.disk import (
     names_in,
     noting,
     private_folder,
+    remove_lock_if_free,
     remove_tree,
     sync_folder,
 )
@@ -115,6 +116,7 @@ class Store:
         parts/                                        unfinished downloads (see `unfinished.py`)
         staging/                                      trees that are being unpacked
         leases/<digest>/<task_id>                     who needs an archive (see `leases.py`)
+        leases/tasks/<task_id>                        what a task needs (see `leased.py`)
         locks/                                        of digests, keys, tasks and the collector
         quarantine/                                   archives whose bytes turned out to be wrong
         trash/                                        what is being deleted
@@ -156,6 +158,12 @@ class Store:
         """The lock file of a digest, a key, or `task-<task_id>`; its folder is made."""
         make_folder(self.root / "locks")
         return self.root / "locks" / f"{name}.lock"
+
+    @property
+    def clock_path(self) -> Path:
+        """The file whose time is that of the last use of anything here; its folder is made."""
+        # No lock file: those are removed when nobody holds them.
+        return self.lock_path("clock").with_suffix("")
 
     # --- archives ----------------------------------------------------------------------------
 
@@ -466,17 +474,27 @@ class Store:
             raise failures[0]
         return removed
 
+    def clean_locks(self, problems: list[StorageError]) -> None:
+        """Remove the lock files that nobody holds; each is made again when it is needed.
+
+        Args:
+            problems: what cannot be removed is noted here.
+        """
+        for path in names_in(self.root / "locks"):
+            if path.suffix == ".lock":
+                with noting(problems, "cannot remove the lock", path):
+                    remove_lock_if_free(path)
+
     def touch(self, path: Path) -> None:
         """Note in a file's mtime that it was used last.
 
         The times only ever grow, also while the clock of the machine stands or goes back: so the
         order of use is kept.
         """
-        clock = self.lock_path("clock")
         # Who may read the store but not write to it uses it without a trace.
         with contextlib.suppress(OSError):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            handle = os.open(clock, flags, 0o644)
+            handle = os.open(self.clock_path, flags, 0o644)
             try:
                 now = max(time.time_ns(), os.fstat(handle).st_mtime_ns + 1)
                 os.utime(handle, ns=(now, now))

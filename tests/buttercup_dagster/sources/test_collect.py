@@ -170,7 +170,7 @@ def test_what_was_used_last_goes_last_after_the_clock_was_set_back(
     first = used_and_removed(server, workspace, 1)
     ahead = time.time_ns() + 3600 * 10**9
     (key,) = store.trees.keys()
-    for path in (store.lock_path("clock"), store.trees.marker_path(key), store.archive_path(first)):
+    for path in (store.clock_path, store.trees.marker_path(key), store.archive_path(first)):
         os.utime(path, ns=(ahead, ahead))
     second = used_and_removed(server, workspace, 2)
     done = collected(store)
@@ -182,7 +182,7 @@ def test_the_clock_leads_nowhere_else(tmp_path: Path) -> None:
     store, elsewhere = Store(tmp_path / "store"), tmp_path / "elsewhere"
     elsewhere.touch()
     os.utime(elsewhere, (1, 1))
-    store.lock_path("clock").symlink_to(elsewhere)
+    store.clock_path.symlink_to(elsewhere)
     store.touch(tmp_path)
     assert elsewhere.stat().st_mtime == 1
 
