@@ -37,6 +37,7 @@ from buttercup_dagster.sources.fetch import Fetched, FetchLimits, FetchPolicy, P
 from buttercup_dagster.sources.leases import Leases
 from buttercup_dagster.sources.manifest import Manifest
 from buttercup_dagster.sources.options import DEFAULT_FETCH_LIMITS, DEFAULT_POLICY
+from buttercup_dagster.sources.slots import Slots
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.trees import (
     StoredTree,
@@ -117,7 +118,8 @@ class Store:
         staging/                                      trees that are being unpacked
         leases/<digest>/<task_id>                     who needs an archive (see `leases.py`)
         leases/tasks/<task_id>                        what a task needs (see `leased.py`)
-        locks/                                        of digests, keys, tasks and the collector
+        locks/                                        of digests, keys, tasks, the collector, and
+                                                      slots for downloads (see `slots.py`)
         quarantine/                                   archives whose bytes turned out to be wrong
         trash/                                        what is being deleted
 
@@ -156,14 +158,13 @@ class Store:
 
     def lock_path(self, name: str) -> Path:
         """The lock file of a digest, a key, or `task-<task_id>`; its folder is made."""
-        make_folder(self.root / "locks")
-        return self.root / "locks" / f"{name}.lock"
+        return self._locks / f"{name}.lock"
 
     @property
     def clock_path(self) -> Path:
         """The file whose time is that of the last use of anything here; its folder is made."""
         # No lock file: those are removed when nobody holds them.
-        return self.lock_path("clock").with_suffix("")
+        return self._locks / "clock"
 
     # --- archives ----------------------------------------------------------------------------
 
@@ -209,6 +210,7 @@ class Store:
                 stop=stop,
                 on_progress=on_progress,
                 parts=self.root / PARTS_NAME,
+                slots=Slots(self._locks, limits),
             )
 
         if not source.sha256:
@@ -503,6 +505,12 @@ class Store:
             os.utime(path, ns=(now, now), follow_symlinks=False)
 
     # --- inside ------------------------------------------------------------------------------
+
+    @property
+    def _locks(self) -> Path:
+        folder = self.root / "locks"
+        make_folder(folder)
+        return folder
 
     def _file(self, fetched: Fetched) -> Obtained:
         """Put a fetched archive into its place. The lock of its digest must be held."""
