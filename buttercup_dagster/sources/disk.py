@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import secrets
 import shutil
@@ -59,12 +60,23 @@ def make_folder(path: Path, mode: int = 0o755) -> None:
         StorageError: it cannot be made.
     """
     with storing("cannot make the folder", path):
+        if path.is_dir():  # nearly always
+            return
         for folder in reversed([path, *path.parents]):
             try:
                 folder.mkdir()
             except FileExistsError:
                 continue
             folder.chmod(mode)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sync_folder(path: Path) -> None:
@@ -76,6 +88,11 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+@functools.cache
+def _system() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def exchange(one: Path, other: Path) -> None:
     """Swap two names; on Linux in one step, in which neither is missing (renameat2(2)).
 
@@ -84,7 +101,7 @@ def exchange(one: Path, other: Path) -> None:
         OSError: they cannot be swapped.
     """
     try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        renameat2 = _system().renameat2
     except AttributeError:
         _exchange_in_steps(one, other)
         return
@@ -110,8 +127,17 @@ def _exchange_in_steps(one: Path, other: Path) -> None:
     aside.rename(one)
 
 
-def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a file whole or not at all, durably.
+def write_atomically(
+    path: Path, content: bytes, mode: int = 0o644, *, durable: bool = True
+) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: its place.
+        content: what to write.
+        mode: of the file, whatever the umask.
+        durable: whether it has to be there after a power cut. Otherwise it may be missing or cut
+            then, for whoever syncs it later or notices by what is in it.
 
     Raises:
         StorageError: it cannot be written.
@@ -123,12 +149,14 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
                 file.write(content)
                 file.flush()
                 os.fchmod(file.fileno(), mode)
-                os.fdatasync(file.fileno())
+                if durable:
+                    os.fdatasync(file.fileno())
             temporary.rename(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
 
 
 def remove_tree(path: Path) -> None:
@@ -338,8 +366,7 @@ def locks_exclude(path: Path) -> bool:
         return False
     # Its first member is the type, as wide as a long; the rest is smaller than this.
     buffer = ctypes.create_string_buffer(1024)
-    statfs = ctypes.CDLL(None, use_errno=True).statfs
-    if statfs(os.fsencode(path), buffer) != 0:
+    if _system().statfs(os.fsencode(path), buffer) != 0:
         return False
     kind = int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder)
     return kind & 0xFFFFFFFF in _LOCAL
@@ -417,9 +444,18 @@ def names_in(folder: Path) -> list[Path]:
     Raises:
         StorageError: it cannot be read.
     """
+    return [folder / name for name in listed(folder)]
+
+
+def listed(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none if there is no such folder.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
     with storing("cannot read the folder", folder):
         try:
-            return sorted(folder.iterdir())
+            return sorted(os.listdir(folder))  # noqa: PTH208 - a Path for each costs ten times that
         except (FileNotFoundError, NotADirectoryError):
             return []
 

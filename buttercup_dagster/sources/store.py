@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from buttercup_dagster.sources.archive import DEFAULT_LIMITS, EscapingLinks, Limits, unpack
 from buttercup_dagster.sources.disk import (
     clean_private_folders,
+    listed,
     locked,
     locks_hold,
     make_folder,
@@ -42,6 +43,7 @@ from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.trees import (
     StoredTree,
     Trees,
+    digest_in,
     escaping_links_in,
     tree_key,
 )
@@ -152,9 +154,9 @@ class Store:
             StorageError: their folders cannot be read.
         """
         for folder in names_in(self.root / "archives" / "sha256"):
-            for path in names_in(folder):
-                if is_digest(path.name) and path.name.startswith(folder.name):
-                    yield path
+            for name in listed(folder):
+                if is_digest(name) and name.startswith(folder.name):
+                    yield folder / name
 
     def lock_path(self, name: str) -> Path:
         """The lock file of a digest, a key, or `task-<task_id>`; its folder is made."""
@@ -336,14 +338,14 @@ class Store:
         if lease is not None:
             lease.take(digest, stop)
         key = tree_key(digest, escaping_links)
+        with locked(self.lock_path(key), stop):
+            if found := self._grown(key, obtained, on_obtained):
+                return found
         with self.trash(key) as trash, locked(self.lock_path(key), stop):
             failure = ""
             for last in (False, False, True):
-                if found := self.trees.find(key):
-                    self.touch(self.trees.marker_path(key))
-                    obtained = obtained or self.unread(digest, found.marker.archive_bytes)
-                    on_obtained(obtained)
-                    return Grown(found, obtained, hit=True, seconds=0.0)
+                if found := self._grown(key, obtained, on_obtained):
+                    return found
                 self.trees.withdraw(key, trash)
                 obtained = obtained or obtain(digest)
                 if not obtained.cache_hit:
@@ -511,6 +513,18 @@ class Store:
         folder = self.root / "locks"
         make_folder(folder)
         return folder
+
+    def _grown(
+        self, key: str, obtained: Obtained | None, on_obtained: Callable[[Obtained], None]
+    ) -> Grown | None:
+        """The tree if it is here. The lock of its key must be held."""
+        found = self.trees.find(key)
+        if found is None:
+            return None
+        self.touch(self.trees.marker_path(key))
+        obtained = obtained or self.unread(digest_in(key), found.marker.archive_bytes)
+        on_obtained(obtained)
+        return Grown(found, obtained, hit=True, seconds=0.0)
 
     def _file(self, fetched: Fetched) -> Obtained:
         """Put a fetched archive into its place. The lock of its digest must be held."""

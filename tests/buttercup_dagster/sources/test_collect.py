@@ -420,6 +420,22 @@ def test_a_prepare_clears_up_the_tree_that_a_crash_left(
     assert [one.partition("-")[0] for one in store.trees.keys()] == [DIGEST]  # noqa: SIM118
 
 
+def test_a_look_that_took_long_is_not_repeated_soon(
+    server: FaultServer, workspace: Workspace
+) -> None:
+    used = used_and_removed(server, workspace, 1)
+    store = Store(workspace.store)
+    note = store.lock_path("collector").with_suffix(".looked")
+    note.write_bytes(b"%8d" % (10 * LOOK_SECONDS))
+    task, full = new_task(server.on("/a", serve(REPO))), replace(OPTIONS, watermarks=NOTHING)
+    no_look_for(store, 2 * LOOK_SECONDS)
+    prepare(task, workspace, full)
+    assert used in {path.name for path in store.archives()}
+    no_look_for(store, 10 * LOOK_SECONDS)
+    prepare(task, workspace, full)
+    assert [path.name for path in store.archives()] == [DIGEST]
+
+
 def test_what_is_leased_makes_no_trash(server: FaultServer, workspace: Workspace) -> None:
     prepare(new_task(server.on("/a", serve(REPO))), workspace, OPTIONS)
     store = Store(workspace.store)
