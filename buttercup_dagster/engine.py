@@ -61,7 +61,11 @@ class Engine:
                 limits=Limits(
                     total_bytes=settings.max_tree_bytes, entries=settings.max_tree_entries
                 ),
-                fetch_limits=FetchLimits(max_archive_bytes=settings.max_archive_bytes),
+                fetch_limits=FetchLimits(
+                    max_archive_bytes=settings.max_archive_bytes,
+                    downloads_per_host=settings.max_downloads_per_host,
+                    downloads=settings.max_downloads,
+                ),
                 policy=FetchPolicy(
                     allow_file=allow_file or bool(roots),
                     file_roots=roots,
@@ -112,7 +116,7 @@ class Engine:
         return preparing.check_prepared(task_id, self.workspace)
 
     def remove(self, task_id: str, *, stop: Stop, unwanted: Callable[[], bool]) -> bool:
-        """Remove a prepared folder; see `sources.prepare.remove_prepared`."""
+        """Remove all that is kept for one task; see `sources.prepare.remove_prepared`."""
         return preparing.remove_prepared(task_id, self.workspace, stop, unwanted=unwanted)
 
     def verify(

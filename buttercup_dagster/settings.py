@@ -85,6 +85,16 @@ class DownloaderSettings(CommonSettings):
     max_archive_bytes: int = Field(
         default=8 * GIBIBYTE, ge=1, description="Refuse a larger archive"
     )
+    max_downloads_per_host: int = Field(
+        default=4,
+        ge=1,
+        le=256,
+        description="Fetch so many archives at once from one host, over all workers that share "
+        "a store",
+    )
+    max_downloads: int = Field(
+        default=16, ge=1, le=1024, description="Fetch so many archives at once in all"
+    )
     max_tree_bytes: int = Field(
         default=64 * GIBIBYTE, ge=1, description="Refuse an archive that unpacks to more"
     )

@@ -20,6 +20,7 @@ from buttercup_dagster.sources.disk import (
     make_folder,
     names_in,
     noting,
+    remove_lock,
     remove_tree,
 )
 from buttercup_dagster.sources.errors import SourceError, StorageError, storing
@@ -34,7 +35,10 @@ _ORDER: Final[tuple[Kind, ...]] = ("quarantined", "tree", "archive")
 """What goes first: a tree is made of its archive in seconds, an archive has to be fetched."""
 
 LOOK_SECONDS: Final = 10.0
-"""How long after a look at the whole store a prepared task causes no other one."""
+"""How long after a look at the whole store a prepared task causes no other one, at least."""
+
+_REST: Final = 100
+_LONGEST_PAUSE_SECONDS: Final = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +127,20 @@ def usage_of(store: Store) -> Usage:
     Raises:
         StorageError: it cannot be read.
     """
-    stored = sum(item.bytes for item in _items(store)) + _parts_bytes(store)
-    return Usage(stored, _free_bytes(store.root))
+    return _look(store)[0]
+
+
+def _look(store: Store) -> tuple[Usage, bool]:
+    """How full a store and its disk are, and whether a crash left something of a tree."""
+    stored = _parts_bytes(store)
+    half_written = False
+    for _, marker, unfinished in store.trees.survey():
+        half_written = half_written or unfinished
+        stored += marker.disk_bytes if marker is not None else 0
+    for path in (*store.archives(), *names_in(store.root / "quarantine")):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            stored += os.lstat(path).st_size
+    return Usage(stored, _free_bytes(store.root)), half_written
 
 
 def collect(
@@ -174,32 +190,47 @@ def collect(
 def collect_if_needed(store: Store, marks: Watermarks, stop: Stop) -> Collection | None:
     """Collect if the marks are exceeded, or a crash left a tree, and no other process does.
 
-    The free space is looked at each time, the whole store at most every `LOOK_SECONDS`. What goes
-    wrong is left to the next time: the caller has done its work already.
+    The free space is looked at each time, the whole store at most every `LOOK_SECONDS`, and so
+    rarely that looking takes a hundredth of the time. What goes wrong is left to the next time: the
+    caller has done its work already.
     """
-    with contextlib.suppress(SourceError, OSError):
-        if _free_bytes(store.root) >= marks.min_free_bytes and not _is_due(store):
+    with contextlib.suppress(SourceError, OSError), _note(store) as note:
+        pause = _pause_seconds(note)
+        # A time to come is of a clock that went back since.
+        is_due = not 0 <= time.time() - os.fstat(note).st_mtime < pause
+        if _free_bytes(store.root) >= marks.min_free_bytes and not is_due:
             return None
-        if marks.exceeded(usage_of(store)) or store.trees.half_written():
+        os.utime(note)  # first, so that no other process looks at the same time
+        started = time.monotonic()
+        usage, half_written = _look(store)
+        pause = max(LOOK_SECONDS, _REST * (time.monotonic() - started))
+        with contextlib.suppress(OSError):  # on a full disk all the more has to be done now
+            os.pwrite(note, b"%8d" % min(pause, _LONGEST_PAUSE_SECONDS), 0)
+        if marks.exceeded(usage) or half_written:
             return collect(store, marks, stop=stop)
     return None
 
 
-def _is_due(store: Store) -> bool:
-    """Whether the last look at the whole store is long ago; if so, note that there is one now."""
-    note = store.lock_path("collector").with_suffix(".looked")
+@contextlib.contextmanager
+def _note(store: Store) -> Iterator[int]:
+    """The file whose time is that of the last look at the whole store."""
+    path = store.lock_path("collector").with_suffix(".looked")
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        # A time to come is of a clock that went back since.
-        if 0 <= time.time() - note.lstat().st_mtime < LOOK_SECONDS:
-            return False
+        handle = os.open(path, flags)
     except FileNotFoundError:
-        pass
-    handle = os.open(note, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        handle = os.open(path, flags | os.O_CREAT, 0o644)
+        os.utime(handle, (0, 0))
     try:
-        os.utime(handle)
+        yield handle
     finally:
         os.close(handle)
-    return True
+
+
+def _pause_seconds(note: int) -> float:
+    """How long after a look there need not be another one."""
+    written = os.pread(note, 8, 0).strip()
+    return float(written) if written.isdigit() else LOOK_SECONDS
 
 
 class _Collecting:
@@ -253,8 +284,7 @@ class _Collecting:
 def _items(store: Store) -> Iterator[Item]:
     for path in names_in(store.root / "quarantine"):
         yield from _item("quarantined", path.name, path)
-    for key in store.trees.keys():  # noqa: SIM118 - no mapping
-        marker = store.trees.marker(key)
+    for key, marker, _ in store.trees.survey():
         if marker is not None:
             yield from _item("tree", key, store.trees.marker_path(key), marker.disk_bytes)
     for path in store.archives():
@@ -293,21 +323,29 @@ def _remove(store: Store, item: Item, *, dry_run: bool) -> bool:
     # Most of what is needed is so for long; asking first spares the trash folder.
     if store.leases.in_use(digest_in(item.name)):
         return False
-    with store.trash(item.name) as trash, locked_if_free(store.lock_path(item.name)) as mine:
+    lock = store.lock_path(item.name)
+    with store.trash(item.name) as trash, locked_if_free(lock) as mine:
         # Who needs it has leased it before it takes this lock, so nobody comes in between.
         if not mine or store.leases.in_use(digest_in(item.name)):
             return False
         if dry_run:
             return True
-        if item.kind == "tree":
-            return store.trees.withdraw(item.name, trash)
-        path = store.archive_path(item.name)
-        with storing("cannot remove", path):
-            try:
-                path.rename(trash / item.name)
-            except FileNotFoundError:
-                return False
-        return True
+        removed = _withdraw(store, item, trash)
+        remove_lock(lock)
+        return removed
+
+
+def _withdraw(store: Store, item: Item, trash: Path) -> bool:
+    """Move a tree or an archive, whose lock is held, into the trash."""
+    if item.kind == "tree":
+        return store.trees.withdraw(item.name, trash)
+    path = store.archive_path(item.name)
+    with storing("cannot remove", path):
+        try:
+            path.rename(trash / item.name)
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def _clear_up(store: Store, problems: list[StorageError], *, young_parts: bool) -> Iterator[str]:
@@ -327,3 +365,4 @@ def _clear_up(store: Store, problems: list[StorageError], *, young_parts: bool) 
             cleared = mine and store.trees.clear(key, trash)
         if cleared:
             yield key
+    store.clean_locks(problems)

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import secrets
 import shutil
@@ -48,6 +49,7 @@ _LOCAL: Final = frozenset(
 NFS, SMB, 9p, Lustre and whatever stands behind FUSE may grant one lock twice, or none.
 """
 
+_LOCK_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -58,12 +60,23 @@ def make_folder(path: Path, mode: int = 0o755) -> None:
         StorageError: it cannot be made.
     """
     with storing("cannot make the folder", path):
+        if path.is_dir():  # nearly always
+            return
         for folder in reversed([path, *path.parents]):
             try:
                 folder.mkdir()
             except FileExistsError:
                 continue
             folder.chmod(mode)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sync_folder(path: Path) -> None:
@@ -75,6 +88,11 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+@functools.cache
+def _system() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def exchange(one: Path, other: Path) -> None:
     """Swap two names; on Linux in one step, in which neither is missing (renameat2(2)).
 
@@ -83,7 +101,7 @@ def exchange(one: Path, other: Path) -> None:
         OSError: they cannot be swapped.
     """
     try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        renameat2 = _system().renameat2
     except AttributeError:
         _exchange_in_steps(one, other)
         return
@@ -109,8 +127,17 @@ def _exchange_in_steps(one: Path, other: Path) -> None:
     aside.rename(one)
 
 
-def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a file whole or not at all, durably.
+def write_atomically(
+    path: Path, content: bytes, mode: int = 0o644, *, durable: bool = True
+) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: its place.
+        content: what to write.
+        mode: of the file, whatever the umask.
+        durable: whether it has to be there after a power cut. Otherwise it may be missing or cut
+            then, for whoever syncs it later or notices by what is in it.
 
     Raises:
         StorageError: it cannot be written.
@@ -122,12 +149,14 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
                 file.write(content)
                 file.flush()
                 os.fchmod(file.fileno(), mode)
-                os.fdatasync(file.fileno())
+                if durable:
+                    os.fdatasync(file.fileno())
             temporary.rename(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
 
 
 def remove_tree(path: Path) -> None:
@@ -178,11 +207,11 @@ def _open_up_and_retry(_function: Callable[..., Any], name: str, error: BaseExce
 def locked(path: Path, stop: Stop | None = None) -> Iterator[None]:
     """Hold the lock of a file while the block runs; wait for it as long as it takes.
 
-    The file is made if it is not there and is never removed: a lock on a removed file excludes
-    nobody.
+    Whoever holds the lock may remove the file (`remove_lock`): who waited for it notices, and locks
+    the file that is there then.
 
     Args:
-        path: the lock file.
+        path: the lock file; made if it is not there.
         stop: ends the wait.
 
     Raises:
@@ -190,12 +219,10 @@ def locked(path: Path, stop: Stop | None = None) -> Iterator[None]:
         StorageError: the file cannot be made or locked.
     """
     stop = stop or Stop()
-    with storing("cannot open the lock", path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    while (handle := take_lock(path)) is None:
+        stop.wait(LOCK_POLL_SECONDS)
+        stop.check()
     try:
-        while not try_lock(handle):
-            stop.wait(LOCK_POLL_SECONDS)
-            stop.check()
         yield
     finally:
         os.close(handle)
@@ -214,12 +241,82 @@ def locked_if_free(path: Path) -> Iterator[bool]:
     Raises:
         StorageError: the file cannot be made or locked.
     """
-    with storing("cannot open the lock", path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    handle = take_lock(path)
     try:
-        yield try_lock(handle)
+        yield handle is not None
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
+
+
+def take_lock(path: Path) -> int | None:
+    """Take the lock of a file if nobody holds it; closing the handle lets go of it.
+
+    Args:
+        path: the lock file; made if it is not there.
+
+    Returns:
+        The handle that holds the lock; None if somebody else has it.
+
+    Raises:
+        StorageError: the file cannot be made or locked.
+    """
+    with storing("cannot open the lock", path):
+        while True:
+            handle = os.open(path, _LOCK_FILE | os.O_CREAT, 0o644)
+            held = False
+            try:
+                free = try_lock(handle)
+                # A lock on a file that was removed in between excludes nobody.
+                held = free and leads_to(path, handle)
+            finally:
+                if not held:
+                    os.close(handle)
+            if held:
+                return handle
+            if not free:
+                return None
+
+
+def remove_lock(path: Path) -> None:
+    """Remove a lock file whose lock is held here. Nobody else can have put another in its place.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    with storing("cannot remove the lock", path):
+        path.unlink(missing_ok=True)
+
+
+def remove_lock_if_free(path: Path) -> bool:
+    """Remove a lock file unless somebody holds its lock.
+
+    Returns:
+        Whether it was removed.
+
+    Raises:
+        StorageError: it cannot be opened or removed.
+    """
+    with storing("cannot remove the lock", path):
+        try:
+            handle = os.open(path, _LOCK_FILE)
+        except FileNotFoundError:
+            return False
+        try:
+            if not try_lock(handle) or not leads_to(path, handle):
+                return False
+            path.unlink()
+        finally:
+            os.close(handle)
+    return True
+
+
+def leads_to(path: Path, handle: int) -> bool:
+    """Whether a name still stands for the file that was opened."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def try_lock(handle: int, *, shared: bool = False) -> bool:
@@ -269,8 +366,7 @@ def locks_exclude(path: Path) -> bool:
         return False
     # Its first member is the type, as wide as a long; the rest is smaller than this.
     buffer = ctypes.create_string_buffer(1024)
-    statfs = ctypes.CDLL(None, use_errno=True).statfs
-    if statfs(os.fsencode(path), buffer) != 0:
+    if _system().statfs(os.fsencode(path), buffer) != 0:
         return False
     kind = int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder)
     return kind & 0xFFFFFFFF in _LOCAL
@@ -348,9 +444,18 @@ def names_in(folder: Path) -> list[Path]:
     Raises:
         StorageError: it cannot be read.
     """
+    return [folder / name for name in listed(folder)]
+
+
+def listed(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none if there is no such folder.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
     with storing("cannot read the folder", folder):
         try:
-            return sorted(folder.iterdir())
+            return sorted(os.listdir(folder))  # noqa: PTH208 - a Path for each costs ten times that
         except (FileNotFoundError, NotADirectoryError):
             return []
 

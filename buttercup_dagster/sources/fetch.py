@@ -7,7 +7,6 @@ permissions spread. Everything else ends the URL at once and the next mirror has
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -37,8 +36,10 @@ from buttercup_dagster.sources.options import (
     FetchPolicy,
 )
 from buttercup_dagster.sources.part import Part
+from buttercup_dagster.sources.slots import Slots
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.unfinished import clean_parts, resumable_part
+from buttercup_dagster.sources.work_clock import WorkClock
 from task_api.task import is_digest, printable, url_host
 
 __all__ = ["FetchLimits", "FetchPolicy", "Fetched", "Progress", "clean_parts", "fetch"]
@@ -68,7 +69,7 @@ class Fetched:
         sha256: its digest, 64 lower-case hex digits.
         bytes: its size.
         host: host of the URL that gave it; "part file" if an earlier call had left all of it.
-        seconds: how long it took.
+        seconds: how long it took, waiting for a slot aside.
         attempts: requests made, over all mirrors.
         mirror: index of the URL that gave it; None if no URL had to be asked.
         condemned: hosts of the URLs that gave other bytes than those of the digest.
@@ -94,6 +95,7 @@ def fetch(
     stop: Stop | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     parts: Path | None = None,
+    slots: Slots | None = None,
 ) -> Fetched:
     """Download an archive from the first mirror that gives the right bytes.
 
@@ -109,6 +111,7 @@ def fetch(
         on_progress: called a few times a second, in this thread.
         parts: folder in which an unfinished archive with a digest stays for the next call, on the
             file system of the destination; it must exist. None to leave nothing behind.
+        slots: what bounds how many requests run at once; None for no bound.
 
     Returns:
         Where the archive is and how it came there.
@@ -127,12 +130,15 @@ def fetch(
         raise SpecError("the source has no URL; give at least one")
     stop = stop or Stop()
     stop.check()
-    started = time.monotonic()
+    clock = WorkClock()
+    started = clock.now()
     call = Call(
         wanted=wanted,
         limits=limits,
         policy=policy,
         stop=stop,
+        slots=slots,
+        clock=clock,
         until=None if limits.total_seconds is None else started + limits.total_seconds,
         teller=Teller(on_progress),
     )
@@ -150,7 +156,7 @@ def fetch(
         sha256=part.sha256,
         bytes=part.size,
         host=LEFT_BEHIND if download.mirror is None else url_host(urls[download.mirror]),
-        seconds=time.monotonic() - started,
+        seconds=clock.now() - started,
         attempts=download.attempts,
         mirror=download.mirror,
         condemned=tuple(dict.fromkeys(download.condemned)),

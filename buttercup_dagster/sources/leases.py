@@ -4,6 +4,8 @@ Below the store, `leases/<digest>/<task_id>` names the task's folder. Such a lea
 attempt holds its lock (a `flock`, which ends with its process) or that folder exists. So a killed
 attempt leases nothing any more, and nobody has to judge ages or process ids.
 
+`leases/tasks/<task_id>` lists what the task has leased (`leased.py`).
+
 Attempts at one task share its leases. Each says whether one of them has published: then another
 that fails later leaves the lease alone.
 """
@@ -16,11 +18,13 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from buttercup_dagster.sources.disk import (
     LOCK_POLL_SECONDS,
+    leads_to,
     locks_hold,
     make_folder,
     names_in,
@@ -28,8 +32,10 @@ from buttercup_dagster.sources.disk import (
     try_lock,
 )
 from buttercup_dagster.sources.errors import StorageError, storing
+from buttercup_dagster.sources.leased import Leased
 from buttercup_dagster.sources.stop import Stop
 
+_LISTS_NAME: Final = "tasks"
 _MOST_BYTES: Final = 64 * 1024
 _NOT_YET: Final = b"false}"
 _PUBLISHED: Final = b"true }"
@@ -47,6 +53,7 @@ class Leases:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._leased = Leased(root / _LISTS_NAME)
 
     @contextlib.contextmanager
     def attempt(self, task_id: str, folder: Path) -> Iterator[TaskLeases]:
@@ -60,7 +67,7 @@ class Leases:
             task_id: of the task, a UUID.
             folder: where the task will be.
         """
-        held = TaskLeases(self._root, task_id, folder)
+        held = TaskLeases(self._root, self._leased, task_id, folder)
         try:
             yield held
         finally:
@@ -68,12 +75,9 @@ class Leases:
             # The work of the attempt is done, or has an error that tells more.
             with contextlib.suppress(StorageError):
                 if held.was_published:
-                    for path in self._of_task(task_id):
-                        if path.parent.name not in held.digests:
-                            _remove(path)
+                    self._drop(task_id, lambda digest: digest not in held.digests)
                 else:
-                    for path in added:
-                        _remove(path, unless=_is_published)
+                    self._drop(task_id, added.__contains__, unless=_is_published)
 
     def in_use(self, digest: str) -> bool:
         """Whether a task needs an archive or its tree.
@@ -94,8 +98,7 @@ class Leases:
         Raises:
             StorageError: a lease cannot be removed.
         """
-        for path in self._of_task(task_id):
-            _remove(path)
+        self._drop(task_id, lambda _: True)
 
     def clean(self, problems: list[StorageError] | None = None) -> list[str]:
         """Remove the leases that no longer count.
@@ -115,6 +118,8 @@ class Leases:
         if not self._root.is_dir() or not locks_hold(self._root):
             return removed
         for folder in names_in(self._root):
+            if folder.name == _LISTS_NAME:
+                continue
             paths: list[Path] = []
             with noting(failures, "cannot read the leases", folder):
                 paths = names_in(folder)
@@ -122,18 +127,42 @@ class Leases:
                 with noting(failures, "cannot remove the lease", path):
                     if not _counts(path) and _remove(path, unless=_leads_to_a_folder):
                         removed.append(f"{folder.name}/{path.name}")
-            with contextlib.suppress(OSError):  # not empty
-                folder.rmdir()
+            _remove_if_empty(folder)
+        for task_id in self._leased.task_ids():
+            with noting(failures, "cannot clear the list of leases", Path(task_id)):
+                self._leased.settle(task_id, partial(self._is_left, task_id))
         if problems is not None:
             problems += failures
         elif failures:
             raise failures[0]
         return removed
 
-    def _of_task(self, task_id: str) -> list[Path]:
-        return [
-            folder / task_id for folder in names_in(self._root) if os.path.lexists(folder / task_id)
-        ]
+    def _drop(
+        self,
+        task_id: str,
+        unneeded: Callable[[str], bool],
+        *,
+        unless: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        """Drop those leases of a task that are not needed and not held.
+
+        Args:
+            task_id: of the task.
+            unneeded: whether the lease of a digest is not needed.
+            unless: what its content, by its handle, may have against it.
+        """
+
+        def is_left(digest: str) -> bool:
+            if unneeded(digest):
+                path = self._root / digest / task_id
+                _remove(path, unless=unless)
+                _remove_if_empty(path.parent)
+            return self._is_left(task_id, digest)
+
+        self._leased.settle(task_id, is_left)
+
+    def _is_left(self, task_id: str, digest: str) -> bool:
+        return os.path.lexists(self._root / digest / task_id)
 
 
 class TaskLeases:
@@ -144,13 +173,14 @@ class TaskLeases:
         was_published: whether the task's folder stands on it now.
     """
 
-    def __init__(self, root: Path, task_id: str, folder: Path) -> None:
+    def __init__(self, root: Path, leased: Leased, task_id: str, folder: Path) -> None:
         self._root = root
+        self._leased = leased
         self._task_id = task_id
         self._content = json.dumps({"folder": str(folder), "published": False}).encode()
         self._lock = threading.Lock()
         self._handles: dict[str, int] = {}
-        self._added: list[Path] = []
+        self._added: set[str] = set()
         self.was_published = False
 
     @property
@@ -174,10 +204,11 @@ class TaskLeases:
             with storing("cannot write the lease", path):
                 handle, added = self._open(path, stop)
                 if added:
-                    self._added.append(path)
+                    self._added.add(digest)
                 # Only a lease that is written counts: on a full disk it may stay empty.
                 try:
                     self._write(handle)
+                    self._leased.add(self._task_id, digest)
                 except BaseException:
                     os.close(handle)
                     raise
@@ -192,8 +223,8 @@ class TaskLeases:
                 with contextlib.suppress(OSError):
                     os.pwrite(handle, _PUBLISHED, len(self._content) - len(_NOT_YET))
 
-    def close(self) -> list[Path]:
-        """Let go of the locks; the leases that this attempt has added."""
+    def close(self) -> set[str]:
+        """Let go of the locks; the digests whose leases this attempt has added."""
         with self._lock:
             for handle in self._handles.values():
                 os.close(handle)
@@ -221,20 +252,12 @@ class TaskLeases:
                 while not try_lock(handle, shared=True):
                     stop.wait(LOCK_POLL_SECONDS)
                     stop.check()
-                if _is_at(handle, path):
+                if leads_to(path, handle):
                     return handle, added
             except BaseException:
                 os.close(handle)
                 raise
             os.close(handle)
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    """Whether a name still stands for the file that was opened."""
-    try:
-        return os.path.samestat(os.fstat(handle), path.lstat())
-    except FileNotFoundError:
-        return False
 
 
 def _counts(path: Path) -> bool:
@@ -258,7 +281,7 @@ def _remove(path: Path, *, unless: Callable[[int], bool] = lambda _: False) -> b
         except FileNotFoundError:
             return False
         try:
-            if not try_lock(handle) or not _is_at(handle, path):
+            if not try_lock(handle) or not leads_to(path, handle):
                 return False
             if unless(handle):
                 return False
@@ -266,6 +289,11 @@ def _remove(path: Path, *, unless: Callable[[int], bool] = lambda _: False) -> b
         finally:
             os.close(handle)
     return True
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not empty
+        folder.rmdir()
 
 
 def _leads_to_a_folder(handle: int) -> bool:

@@ -277,8 +277,15 @@ class Manifest:
             totals += manifest.totals
         return cls(tuple(sections), totals)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, durable: bool = True) -> str:
         """Write the manifest, whole or not at all: a line of JSON, then the rows.
+
+        Args:
+            path: of the file.
+            durable: see `write_atomically`; what a power cut left of it is taken for no manifest.
+
+        Returns:
+            The SHA-256 of the file.
 
         Raises:
             StorageError: it cannot be written.
@@ -291,7 +298,9 @@ class Manifest:
             "sha256": hashlib.sha256(body).hexdigest(),
         }
         line = json.dumps(header, separators=(",", ":")).encode("ascii")
-        write_atomically(path, line + b"\n" + body)
+        content = line + b"\n" + body
+        write_atomically(path, content, durable=durable)
+        return hashlib.sha256(content).hexdigest()
 
     @classmethod
     def load(cls, path: Path) -> Manifest:

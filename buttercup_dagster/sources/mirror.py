@@ -28,8 +28,10 @@ from buttercup_dagster.sources.local_file import open_local_file, read_local_fil
 from buttercup_dagster.sources.options import FetchLimits, FetchPolicy
 from buttercup_dagster.sources.origin import Origin
 from buttercup_dagster.sources.part import Part
+from buttercup_dagster.sources.slots import Slots
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.transport import Answer, request
+from buttercup_dagster.sources.work_clock import WorkClock
 from task_api.task import printable, safe_url, split_url, url_host
 
 PROGRESS_SECONDS: Final = 0.25
@@ -82,7 +84,9 @@ class Call:
         limits: how much, how long, how often.
         policy: from where.
         stop: ends the download.
-        until: moment of `time.monotonic` at which it ends in any case; None for none.
+        slots: what bounds how many requests run at once; None for no bound.
+        clock: what limits are measured by.
+        until: moment of the clock at which it ends in any case; None for none.
         teller: reports progress.
     """
 
@@ -90,6 +94,8 @@ class Call:
     limits: FetchLimits
     policy: FetchPolicy
     stop: Stop
+    slots: Slots | None
+    clock: WorkClock
     until: float | None
     teller: Teller
 
@@ -125,7 +131,8 @@ class Mirror:
             self._total = origin.total
         most = part.size
         tries = 0
-        streak = time.monotonic()
+        clock = self._call.clock
+        streak = clock.now()
         forbidden = False
         while True:
             try:
@@ -144,7 +151,7 @@ class Mirror:
             elif not failure.retryable or isinstance(failure, StorageError):
                 raise failure
             if part.size > most:
-                most, tries, streak = part.size, 0, time.monotonic()
+                most, tries, streak = part.size, 0, clock.now()
             tries += 1
             asked = failure.retry_after_seconds or 0.0
             delay = max(asked, self._back_off(tries))
@@ -154,7 +161,7 @@ class Mirror:
                 tries >= limits.attempts
                 or self.attempts >= MOST_TRIES
                 or asked > limits.max_retry_after_seconds
-                or time.monotonic() + delay - streak > limits.max_retry_seconds
+                or clock.now() + delay - streak > limits.max_retry_seconds
                 or self._is_over_in(delay)
             ):
                 raise failure
@@ -173,7 +180,7 @@ class Mirror:
     def _is_over_in(self, seconds: float) -> bool:
         """Whether the time of the call or the signature of the URL will have run out by then."""
         until, expiry_ms = self._call.until, url_expiry_ms(self._url)
-        return (until is not None and time.monotonic() + seconds > until) or (
+        return (until is not None and self._call.clock.now() + seconds > until) or (
             expiry_ms is not None and (time.time() + seconds) * 1000 > expiry_ms
         )
 
@@ -232,6 +239,8 @@ class Mirror:
             limits=call.limits,
             policy=call.policy,
             stop=call.stop,
+            slots=call.slots,
+            clock=call.clock,
             until=call.until,
         ) as answer:
             if answer.status == 200:

@@ -19,13 +19,17 @@ class FetchLimits:
         read_seconds: longest silence of a server.
         stall_seconds: length of the window in which `stall_bytes_per_second` is asked for.
         stall_bytes_per_second: a slower server is given up, as curl's low-speed limit does.
-        total_seconds: for the whole call; None for no limit but the stop's deadline.
+        total_seconds: for the whole call; None for no limit but the stop's deadline. Waiting for
+            one's turn does not count, here and above.
         attempts: tries per URL in a row that bring no new byte.
         max_retry_seconds: how long one URL is tried without a new byte, waits that its server
             asked for aside; later tries are for whoever repeats the task.
         backoff_seconds: the first wait is up to this long, each further one up to twice as long.
         max_backoff_seconds: no wait is longer, unless the server asks for it.
         max_retry_after_seconds: a server that asks for a longer wait is given up.
+        downloads_per_host: how many requests to one host may run at once, over all processes that
+            share a store.
+        downloads: how many may run at once in all.
         reserve_bytes: free space that a download must leave on the disk; looked at before the
             first byte and after every 256 MiB.
     """
@@ -41,7 +45,14 @@ class FetchLimits:
     backoff_seconds: float = 0.5
     max_backoff_seconds: float = 30.0
     max_retry_after_seconds: float = 120.0
+    downloads_per_host: int = 4
+    downloads: int = 16
     reserve_bytes: int = 64 * MEBIBYTE
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for bounds under which nothing could be downloaded."""
+        if self.downloads_per_host < 1 or self.downloads < 1:
+            raise ValueError("at least one download must be allowed, of each host and in all")
 
 
 @dataclass(frozen=True, slots=True)

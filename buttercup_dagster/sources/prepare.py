@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from buttercup_dagster.sources.disk import (
     make_folder,
     names_in,
     private_folder,
+    remove_lock,
 )
 from buttercup_dagster.sources.errors import (
     NoSpace,
@@ -78,6 +80,11 @@ class Workspace:
         """Folder of the tasks that are being put together."""
         return self.tasks / STAGING_NAME
 
+    @property
+    def manifests(self) -> Path:
+        """Folder of the manifests of the prepared tasks."""
+        return self.tasks / MANIFESTS_NAME
+
     def folder(self, task_id: str) -> Path:
         """Where a prepared task is.
 
@@ -92,13 +99,20 @@ class Workspace:
         Raises:
             SpecError: the id is no UUID.
         """
-        return self.tasks / MANIFESTS_NAME / f"{_checked_id(task_id)}.json"
+        return self.manifests / f"{_checked_id(task_id)}.json"
+
+    def task_lock_path(self, task_id: str) -> Path:
+        """The file of the lock that `task_lock` holds; its folder is made.
+
+        Raises:
+            SpecError: the id is no UUID.
+        """
+        return Store(self.store).lock_path(f"task-{_checked_id(task_id)}")
 
     @contextlib.contextmanager
     def task_lock(self, task_id: str, stop: Stop | None = None) -> Iterator[None]:
         """Hold the lock under which the folder of a task appears and disappears."""
-        task_id = _checked_id(task_id)
-        with locked(Store(self.store).lock_path(f"task-{task_id}"), stop):
+        with locked(self.task_lock_path(task_id), stop):
             yield
 
 
@@ -314,7 +328,7 @@ def _make(
     stop.check()
     make_folder(workspace.tasks)
     make_folder(workspace.staging, 0o700)
-    make_folder(workspace.tasks / MANIFESTS_NAME)
+    make_folder(workspace.manifests)
     # What cannot be removed is in nobody's way.
     with contextlib.suppress(SourceError):
         # Who died over a manifest left its staging folder too: else the manifests, of which there
@@ -381,7 +395,10 @@ def remove_prepared(
     *,
     unwanted: Callable[[], bool] = lambda: True,
 ) -> bool:
-    """Remove the folder and the manifest of a task, and let go of what it leased in the store.
+    """Remove the folder of a task, its manifest, its leases in the store, and its lock file.
+
+    Nothing that is kept for one task alone is left; what its folder was made of stays in the store
+    until the collector removes it.
 
     Args:
         task_id: UUID.
@@ -409,37 +426,64 @@ def remove_prepared(
             return False
         removed = withdraw(path, workspace.manifest(task_id), staging / "removed")
         Store(workspace.store).leases.drop(path.name)
+        remove_lock(workspace.task_lock_path(task_id))
         return removed
 
 
 def clean_staging(workspace: Workspace) -> list[str]:
-    """Remove what attempts left behind whose process died.
+    """Remove what attempts left behind whose process died, and manifests without a folder.
 
     Returns:
-        The names of the staging folders and half-written manifests that were removed.
+        The names of the staging folders and manifests that were removed.
 
     Raises:
         StorageError: one of them cannot be removed.
     """
     # The manifests first: a folder that cannot be removed must not keep them.
-    half = _clean_manifests(workspace)
-    return clean_private_folders(workspace.staging) + half
+    manifests = _clean_manifests(workspace) + _clean_lone_manifests(workspace)
+    return clean_private_folders(workspace.staging) + manifests
 
 
 def _clean_manifests(workspace: Workspace) -> list[str]:
     """Remove half-written manifests that nobody is writing."""
-    removed: list[str] = []
-    manifests = workspace.tasks / MANIFESTS_NAME
     # A half-written one is `.<task_id>.json.<random>`; who writes it holds the task's lock.
-    half = [path for path in names_in(manifests) if path.name.startswith(".")]
-    if half and locks_hold(manifests):
-        for path in half:
-            lock = Store(workspace.store).lock_path(f"task-{path.name.split('.')[1]}")
-            with locked_if_free(lock) as mine, storing("cannot remove", path):
-                if mine:
-                    path.unlink(missing_ok=True)
-                    removed.append(path.name)
-    return removed
+    half = [path for path in names_in(workspace.manifests) if path.name.startswith(".")]
+    return [
+        path.name
+        for path in half
+        if _remove_manifest(workspace, path, path.name.split(".")[1], unless=lambda: False)
+    ]
+
+
+def _clean_lone_manifests(workspace: Workspace) -> list[str]:
+    """Remove the manifests of tasks whose folder somebody has removed."""
+    there = {path.name for path in names_in(workspace.tasks)}
+    lone = [path for path in names_in(workspace.manifests) if path.stem not in there]
+    return [
+        path.name
+        for path in lone
+        # Whoever publishes writes the manifest first, and holds the task's lock until both stand.
+        if _remove_manifest(
+            workspace, path, path.stem, unless=partial(os.path.lexists, workspace.tasks / path.stem)
+        )
+    ]
+
+
+def _remove_manifest(
+    workspace: Workspace, path: Path, task_id: str, *, unless: Callable[[], bool]
+) -> bool:
+    """Remove one manifest under the task's lock, if that is free."""
+    if not locks_hold(workspace.manifests):
+        return False
+    try:
+        lock = workspace.task_lock_path(task_id)
+    except SpecError:  # none of ours
+        return False
+    with locked_if_free(lock) as mine, storing("cannot remove", path):
+        if not mine or unless():
+            return False
+        path.unlink(missing_ok=True)
+        return True
 
 
 def _checked_id(task_id: str) -> str:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from buttercup_dagster.sources.disk import exchange, remove_tree, sync_folder, write_atomically
+from buttercup_dagster.sources.disk import (
+    exchange,
+    remove_tree,
+    sync_file,
+    sync_folder,
+    write_atomically,
+)
 from buttercup_dagster.sources.errors import SourceError, storing
 from buttercup_dagster.sources.manifest import Manifest
 
@@ -43,11 +49,14 @@ class Publication:
         with storing("cannot publish the task", self._path):
             with contextlib.suppress(FileNotFoundError):
                 self._former_manifest = self._manifest_path.read_bytes()
-            self._manifest.save(self._manifest_path)
+            self._manifest.save(self._manifest_path, durable=False)
             try:
                 exchange(self._folder, self._path)
             except FileNotFoundError:
                 self._folder.rename(self._path)
+            # Together, and before anybody is told: the system can do most of it at once.
+            sync_file(self._manifest_path)
+            sync_folder(self._manifest_path.parent)
             sync_folder(self._path.parent)
 
     def undo(self) -> None:

@@ -16,12 +16,14 @@ from typing import Final, Protocol
 from buttercup_dagster.sources.archive import DEFAULT_LIMITS, EscapingLinks, Limits, unpack
 from buttercup_dagster.sources.disk import (
     clean_private_folders,
+    listed,
     locked,
     locks_hold,
     make_folder,
     names_in,
     noting,
     private_folder,
+    remove_lock_if_free,
     remove_tree,
     sync_folder,
 )
@@ -36,10 +38,12 @@ from buttercup_dagster.sources.fetch import Fetched, FetchLimits, FetchPolicy, P
 from buttercup_dagster.sources.leases import Leases
 from buttercup_dagster.sources.manifest import Manifest
 from buttercup_dagster.sources.options import DEFAULT_FETCH_LIMITS, DEFAULT_POLICY
+from buttercup_dagster.sources.slots import Slots
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.sources.trees import (
     StoredTree,
     Trees,
+    digest_in,
     escaping_links_in,
     tree_key,
 )
@@ -115,7 +119,9 @@ class Store:
         parts/                                        unfinished downloads (see `unfinished.py`)
         staging/                                      trees that are being unpacked
         leases/<digest>/<task_id>                     who needs an archive (see `leases.py`)
-        locks/                                        of digests, keys, tasks and the collector
+        leases/tasks/<task_id>                        what a task needs (see `leased.py`)
+        locks/                                        of digests, keys, tasks, the collector, and
+                                                      slots for downloads (see `slots.py`)
         quarantine/                                   archives whose bytes turned out to be wrong
         trash/                                        what is being deleted
 
@@ -148,14 +154,19 @@ class Store:
             StorageError: their folders cannot be read.
         """
         for folder in names_in(self.root / "archives" / "sha256"):
-            for path in names_in(folder):
-                if is_digest(path.name) and path.name.startswith(folder.name):
-                    yield path
+            for name in listed(folder):
+                if is_digest(name) and name.startswith(folder.name):
+                    yield folder / name
 
     def lock_path(self, name: str) -> Path:
         """The lock file of a digest, a key, or `task-<task_id>`; its folder is made."""
-        make_folder(self.root / "locks")
-        return self.root / "locks" / f"{name}.lock"
+        return self._locks / f"{name}.lock"
+
+    @property
+    def clock_path(self) -> Path:
+        """The file whose time is that of the last use of anything here; its folder is made."""
+        # No lock file: those are removed when nobody holds them.
+        return self._locks / "clock"
 
     # --- archives ----------------------------------------------------------------------------
 
@@ -201,6 +212,7 @@ class Store:
                 stop=stop,
                 on_progress=on_progress,
                 parts=self.root / PARTS_NAME,
+                slots=Slots(self._locks, limits),
             )
 
         if not source.sha256:
@@ -326,14 +338,14 @@ class Store:
         if lease is not None:
             lease.take(digest, stop)
         key = tree_key(digest, escaping_links)
+        with locked(self.lock_path(key), stop):
+            if found := self._grown(key, obtained, on_obtained):
+                return found
         with self.trash(key) as trash, locked(self.lock_path(key), stop):
             failure = ""
             for last in (False, False, True):
-                if found := self.trees.find(key):
-                    self.touch(self.trees.marker_path(key))
-                    obtained = obtained or self.unread(digest, found.marker.archive_bytes)
-                    on_obtained(obtained)
-                    return Grown(found, obtained, hit=True, seconds=0.0)
+                if found := self._grown(key, obtained, on_obtained):
+                    return found
                 self.trees.withdraw(key, trash)
                 obtained = obtained or obtain(digest)
                 if not obtained.cache_hit:
@@ -466,17 +478,27 @@ class Store:
             raise failures[0]
         return removed
 
+    def clean_locks(self, problems: list[StorageError]) -> None:
+        """Remove the lock files that nobody holds; each is made again when it is needed.
+
+        Args:
+            problems: what cannot be removed is noted here.
+        """
+        for path in names_in(self.root / "locks"):
+            if path.suffix == ".lock":
+                with noting(problems, "cannot remove the lock", path):
+                    remove_lock_if_free(path)
+
     def touch(self, path: Path) -> None:
         """Note in a file's mtime that it was used last.
 
         The times only ever grow, also while the clock of the machine stands or goes back: so the
         order of use is kept.
         """
-        clock = self.lock_path("clock")
         # Who may read the store but not write to it uses it without a trace.
         with contextlib.suppress(OSError):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            handle = os.open(clock, flags, 0o644)
+            handle = os.open(self.clock_path, flags, 0o644)
             try:
                 now = max(time.time_ns(), os.fstat(handle).st_mtime_ns + 1)
                 os.utime(handle, ns=(now, now))
@@ -485,6 +507,24 @@ class Store:
             os.utime(path, ns=(now, now), follow_symlinks=False)
 
     # --- inside ------------------------------------------------------------------------------
+
+    @property
+    def _locks(self) -> Path:
+        folder = self.root / "locks"
+        make_folder(folder)
+        return folder
+
+    def _grown(
+        self, key: str, obtained: Obtained | None, on_obtained: Callable[[Obtained], None]
+    ) -> Grown | None:
+        """The tree if it is here. The lock of its key must be held."""
+        found = self.trees.find(key)
+        if found is None:
+            return None
+        self.touch(self.trees.marker_path(key))
+        obtained = obtained or self.unread(digest_in(key), found.marker.archive_bytes)
+        on_obtained(obtained)
+        return Grown(found, obtained, hit=True, seconds=0.0)
 
     def _file(self, fetched: Fetched) -> Obtained:
         """Put a fetched archive into its place. The lock of its digest must be held."""

@@ -11,10 +11,9 @@ import http.client
 import socket
 import ssl
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Final, Self
 from urllib.parse import unquote_to_bytes, urljoin
 
@@ -34,7 +33,9 @@ from buttercup_dagster.sources.errors import (
     Truncated,
 )
 from buttercup_dagster.sources.options import MEBIBYTE, FetchLimits, FetchPolicy
+from buttercup_dagster.sources.slots import Slots
 from buttercup_dagster.sources.stop import Stop
+from buttercup_dagster.sources.work_clock import WorkClock
 from task_api import __version__
 from task_api.task import printable, safe_url
 
@@ -104,9 +105,12 @@ class _Watchdog:
     A time-out of the socket starts anew with every byte; this one does not.
     """
 
-    def __init__(self, line: Line, limits: FetchLimits, until: float | None) -> None:
+    def __init__(
+        self, line: Line, limits: FetchLimits, clock: WorkClock, until: float | None
+    ) -> None:
         self.verdict: SourceError | None = None
         self._line = line
+        self._clock = clock
         self._limits = limits
         self._until = until
         self._bytes = 0
@@ -126,9 +130,9 @@ class _Watchdog:
 
     def _watch(self) -> None:
         window = self._limits.stall_seconds
-        samples = deque([(time.monotonic(), 0)])
+        samples = deque([(self._clock.now(), 0)])
         while not self._over.wait(min(1.0, window / 4)):
-            now = time.monotonic()
+            now = self._clock.now()
             if self._until is not None and now > self._until:
                 self._bark("the download took longer than it may", "too_long")
                 return
@@ -248,7 +252,9 @@ def request(
     limits: FetchLimits,
     policy: FetchPolicy,
     stop: Stop,
-    until: float | None = None,
+    slots: Slots | None,
+    clock: WorkClock,
+    until: float | None,
 ) -> Iterator[Answer]:
     """GET a URL; follow at most ten redirects, each judged by the policy.
 
@@ -262,17 +268,21 @@ def request(
         limits: time-outs.
         policy: hosts and addresses that may be contacted.
         stop: ends the request.
-        until: moment of `time.monotonic` at which the request ends in any case.
+        slots: what bounds how many requests run at once; each hop has a slot of its own host, and
+            none is held while the next one is waited for. None for no bound.
+        clock: what limits are measured by; it stands while a slot is waited for.
+        until: moment of that clock at which the request ends in any case; None for none.
 
     Raises:
         SourceError: Blocked, Offline, Stalled, TlsError, Truncated, SpecError, Stopped or
             DeadlinePassed.
+        StorageError: a slot cannot be taken.
     """
     parts = _parsed(url)
     origin = _origin(parts)
     credentials = _basic(parts.auth) if parts.auth else None
     line = Line()
-    with stop.on_stop(line.cut), _Watchdog(line, limits, until) as watchdog:
+    with stop.on_stop(line.cut), _Watchdog(line, limits, clock, until) as watchdog:
         exchange = _Exchange(limits, policy, stop, watchdog, line)
         try:
             for _hop in range(MOST_REDIRECTS + 1):
@@ -281,14 +291,15 @@ def request(
                 if credentials and _origin(parts) == origin:
                     sent["Authorization"] = credentials
                 connection = _connection(parts, exchange)
-                try:
-                    # The response holds the socket too.
-                    with closing(_send(connection, parts, sent, exchange)) as response:
-                        if response.status not in _REDIRECTS or "Location" not in response.headers:
-                            yield Answer(response, url, exchange)
-                            return
-                finally:
-                    connection.close()
+                # The response holds the socket too.
+                with (
+                    _turn(slots, connection.host, clock, stop),
+                    closing(connection),
+                    closing(_send(connection, parts, sent, exchange)) as response,
+                ):
+                    if response.status not in _REDIRECTS or "Location" not in response.headers:
+                        yield Answer(response, url, exchange)
+                        return
                 url, parts = _next_hop(url, parts, response.headers["Location"], policy)
             raise Blocked(
                 f"more than {MOST_REDIRECTS} redirects, the last to {safe_url(url)}",
@@ -296,6 +307,18 @@ def request(
             )
         finally:
             line.close()
+
+
+@contextmanager
+def _turn(slots: Slots | None, host: str, clock: WorkClock, stop: Stop) -> Iterator[None]:
+    """Hold a slot for one hop."""
+    if slots is None:
+        yield
+        return
+    with ExitStack() as held:
+        with clock.standing():
+            held.enter_context(slots.taken(host, stop))
+        yield
 
 
 def _send(

@@ -2,8 +2,9 @@
 
 A tree is `trees/<key>/` with `trees/<key>.manifest` beside it and, written last, the marker
 `trees/<key>.json`. What has no valid marker does not exist, whatever else is there. The marker
-names the boot of this machine under which the tree was written or last compared: a tree is not
-synced file by file, so after a power cut it is compared with its manifest before it is used again.
+names the boot of this machine under which the tree was written or last compared: neither the tree
+nor what stands beside it is synced, so after a power cut it is compared with its manifest, and that
+with the marker, before it is used again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import secrets
 import stat
 import time
@@ -23,6 +25,7 @@ from buttercup_dagster.sources.archive import EscapingLinks
 from buttercup_dagster.sources.disk import (
     boot_id,
     exchange,
+    listed,
     make_folder,
     names_in,
     write_atomically,
@@ -141,17 +144,27 @@ class Trees:
 
     def marker(self, key: str) -> Marker | None:
         """The marker of a tree, if it has a valid one."""
+        # Of each tree when the whole store is looked at, so without what a file object costs.
         try:
-            with self.marker_path(key).open("rb") as file:
-                return Marker.parsed(file.read(_MOST_BYTES))
+            handle = os.open(f"{self._root}/{key}.json", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
+        try:
+            return Marker.parsed(os.read(handle, _MOST_BYTES))
+        except OSError:
+            return None
+        finally:
+            os.close(handle)
 
     def keys(self) -> list[str]:
         """The key of everything that is here, of trees and of what a crash left of one."""
-        # A half-written file is `.<key>.<what>.<random>`, and no key has a dot.
-        found = {path.name.lstrip(".").partition(".")[0] for path in names_in(self._root)}
-        return sorted(found - {""})
+        return [key for key, _ in self._names()]
+
+    def survey(self) -> Iterator[tuple[str, Marker | None, bool]]:
+        """Every key, its marker, and whether a crash left something or somebody is writing."""
+        for key, half_written in self._names():
+            marker = self.marker(key)
+            yield key, marker, half_written or marker is None
 
     def find(self, key: str) -> StoredTree | None:
         """A tree that may be used; None if there is none.
@@ -193,7 +206,7 @@ class Trees:
             StorageError: the marker cannot be written.
         """
         marker = replace(tree.marker, boot_id=boot_id())
-        write_atomically(self.marker_path(tree.key), marker.to_json())
+        write_atomically(self.marker_path(tree.key), marker.to_json(), durable=False)
         return replace(tree, marker=marker)
 
     def put(
@@ -221,11 +234,8 @@ class Trees:
                     raise
                 # Where locks keep nobody out somebody else was faster, with the same tree.
                 exchange(folder, path)
-        # Saving syncs the folder, so the tree's name is durable before its marker is there.
-        manifest_path = self.manifest_path(key)
-        manifest.save(manifest_path)
-        with storing("cannot store the tree", path):
-            written = hashlib.sha256(manifest_path.read_bytes()).hexdigest()
+        # Nothing is synced: a power cut is the end of the boot under which the tree is trusted.
+        written = manifest.save(self.manifest_path(key), durable=False)
         marker = Marker(
             digest=digest,
             archive_bytes=archive_bytes,
@@ -234,7 +244,7 @@ class Trees:
             boot_id=boot_id(),
             made_ms=time.time_ns() // 1_000_000,
         )
-        write_atomically(self.marker_path(key), marker.to_json())
+        write_atomically(self.marker_path(key), marker.to_json(), durable=False)
         return StoredTree(key, path, manifest, marker)
 
     def withdraw(self, key: str, aside: Path) -> bool:
@@ -284,11 +294,17 @@ class Trees:
 
     def half_written(self) -> list[str]:
         """The keys of which a crash left something, or that somebody is writing."""
+        return [key for key, _, half_written in self.survey() if half_written]
+
+    def _names(self) -> list[tuple[str, bool]]:
+        """Every key, and whether a half-written file of it is here; sorted."""
         half: dict[str, bool] = {}
-        for path in names_in(self._root):
-            key = path.name.lstrip(".").partition(".")[0]
-            half[key] = half.get(key, False) or path.name.startswith(".")
-        return sorted(key for key in half if key and (half[key] or self.marker(key) is None))
+        for name in listed(self._root):
+            # A half-written file is `.<key>.<what>.<random>`, and no key has a dot.
+            key = name.lstrip(".").partition(".")[0]
+            half[key] = half.get(key, False) or name.startswith(".")
+        half.pop("", None)
+        return sorted(half.items())
 
     def _half(self, key: str) -> Iterator[Path]:
         """What was half-written beside a tree when the writer was killed."""

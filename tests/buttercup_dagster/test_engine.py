@@ -28,11 +28,14 @@ def test_the_settings_reach_the_engine(tmp_path: Path) -> None:
         min_free_bytes=20,
         max_tree_entries=30,
         max_archive_bytes=40,
+        max_downloads_per_host=5,
+        max_downloads=6,
     )
     options = engine.options
     assert (options.link_mode, options.escaping_links) == ("copy", "refuse")
     assert (options.watermarks.max_store_bytes, options.watermarks.min_free_bytes) == (10, 20)
     assert (options.limits.entries, options.fetch_limits.max_archive_bytes) == (30, 40)
+    assert (options.fetch_limits.downloads_per_host, options.fetch_limits.downloads) == (5, 6)
     assert engine.workspace.store == tmp_path / "store"
 
 

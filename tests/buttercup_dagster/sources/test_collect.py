@@ -170,7 +170,7 @@ def test_what_was_used_last_goes_last_after_the_clock_was_set_back(
     first = used_and_removed(server, workspace, 1)
     ahead = time.time_ns() + 3600 * 10**9
     (key,) = store.trees.keys()
-    for path in (store.lock_path("clock"), store.trees.marker_path(key), store.archive_path(first)):
+    for path in (store.clock_path, store.trees.marker_path(key), store.archive_path(first)):
         os.utime(path, ns=(ahead, ahead))
     second = used_and_removed(server, workspace, 2)
     done = collected(store)
@@ -182,7 +182,7 @@ def test_the_clock_leads_nowhere_else(tmp_path: Path) -> None:
     store, elsewhere = Store(tmp_path / "store"), tmp_path / "elsewhere"
     elsewhere.touch()
     os.utime(elsewhere, (1, 1))
-    store.lock_path("clock").symlink_to(elsewhere)
+    store.clock_path.symlink_to(elsewhere)
     store.touch(tmp_path)
     assert elsewhere.stat().st_mtime == 1
 
@@ -418,6 +418,22 @@ def test_a_prepare_clears_up_the_tree_that_a_crash_left(
     no_look_for(store, LOOK_SECONDS)
     prepare(new_task(server.on("/a", serve(REPO))), workspace, OPTIONS)
     assert [one.partition("-")[0] for one in store.trees.keys()] == [DIGEST]  # noqa: SIM118
+
+
+def test_a_look_that_took_long_is_not_repeated_soon(
+    server: FaultServer, workspace: Workspace
+) -> None:
+    used = used_and_removed(server, workspace, 1)
+    store = Store(workspace.store)
+    note = store.lock_path("collector").with_suffix(".looked")
+    note.write_bytes(b"%8d" % (10 * LOOK_SECONDS))
+    task, full = new_task(server.on("/a", serve(REPO))), replace(OPTIONS, watermarks=NOTHING)
+    no_look_for(store, 2 * LOOK_SECONDS)
+    prepare(task, workspace, full)
+    assert used in {path.name for path in store.archives()}
+    no_look_for(store, 10 * LOOK_SECONDS)
+    prepare(task, workspace, full)
+    assert [path.name for path in store.archives()] == [DIGEST]
 
 
 def test_what_is_leased_makes_no_trash(server: FaultServer, workspace: Workspace) -> None:

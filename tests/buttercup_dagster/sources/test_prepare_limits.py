@@ -135,7 +135,7 @@ def test_a_stop_ends_each_phase_and_leaves_nothing_half_done(
             parts = (store.root / "parts").glob("*.part")
             return any(path.stat().st_size == 50 for path in parts)
         if phase == "waiting":
-            return any((store.root / "trash").glob(f"{DIGEST}*"))
+            return any((store.root / "leases" / DIGEST).glob("*"))
         if phase == "task_lock":
             return any(workspace.staging.glob("*/task/task_meta.json"))
         return bool(arrived)
