@@ -101,17 +101,20 @@ def remove_partitions(
     instance: dg.DagsterInstance,
     known: Known,
     *,
+    older_than_seconds: float,
     stop: Stop,
     without_runs: Collection[str] = (),
     dry_run: bool = False,
 ) -> int:
-    """Delete the partitions of tasks that are not known and have no run any more.
+    """Delete the partitions of that age whose task is not known and has no run any more.
 
-    Materializations that belong to no run go with them.
+    Materializations that belong to no run go with them. A partition that a person has just added
+    stays.
 
     Args:
         instance: whose partitions.
         known: asks the registry.
+        older_than_seconds: age since they were added.
         stop: ends the work between two batches; the next call goes on.
         without_runs: runs that count as deleted, for a dry run.
         dry_run: delete nothing.
@@ -121,14 +124,19 @@ def remove_partitions(
     """
     gone = set(without_runs)
     name = str(tasks.name)
-    partitions = instance.get_dynamic_partitions(name)
+    partitions = history_storage.partitions_of_age(
+        instance, name, older_than_seconds=older_than_seconds
+    )
     number = 0
     for start in range(0, len(partitions), BATCH):
         if stop.stopped:
             break
         part = partitions[start : start + BATCH]
         kept = known(part)
-        unknown = [key for key in part if key not in kept and not _runs_of(instance, key) - gone]
+        unknown = [key for key in part if key not in kept]
+        if unknown:
+            with_runs = _with_runs(instance, unknown, gone)
+            unknown = [key for key in unknown if key not in with_runs]
         number += len(unknown)
         if unknown and not dry_run:
             history_storage.delete_runless_events(instance, unknown)
@@ -140,5 +148,7 @@ def remove_partitions(
     return number
 
 
-def _runs_of(instance: dg.DagsterInstance, task_id: str) -> set[str]:
-    return set(instance.get_run_ids(dg.RunsFilter(tags={PARTITION_NAME_TAG: task_id})))
+def _with_runs(instance: dg.DagsterInstance, task_ids: list[str], gone: set[str]) -> set[str]:
+    """Those of the tasks that have a run."""
+    runs = instance.get_runs(dg.RunsFilter(tags={PARTITION_NAME_TAG: task_ids}))
+    return {run.tags[PARTITION_NAME_TAG] for run in runs if run.run_id not in gone}

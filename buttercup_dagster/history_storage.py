@@ -14,6 +14,7 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from dagster._core.instance import RUNLESS_RUN_ID
 from dagster._core.storage.event_log.schema import (
     AssetCheckExecutionsTable,
     AssetEventTagsTable,
+    DynamicPartitionsTable,
     SqlEventLogStorageTable,
 )
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
@@ -60,22 +62,47 @@ def delete_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> None:
     """
     storage = instance.event_log_storage
     if isinstance(storage, SqlEventLogStorage):
-        assets = [key.to_string() for key in instance.get_asset_keys()]
-        results = AssetCheckExecutionsTable
+        _delete_check_results(storage, instance.get_asset_keys(), run_ids)
+    if isinstance(storage, SqliteEventLogStorage):
+        # The file of a run goes whole; to open it, storage would make it anew.
         with storage.index_connection() as connection:
-            connection.execute(
-                db.delete(results).where(
-                    results.c.asset_key.in_(assets), results.c.run_id.in_(run_ids)
-                )
-            )
             for run_id in run_ids:
                 storage.delete_events_for_run(connection, run_id)
-    # Under per-run SQLite the file of a run goes whole.
-    if not isinstance(storage, SqliteEventLogStorage):
+    else:
         for run_id in run_ids:
             storage.delete_events(run_id)
     for run_id in run_ids:
         instance.run_storage.delete_run(run_id)
+
+
+def _delete_check_results(
+    storage: SqlEventLogStorage, assets: Sequence[dg.AssetKey], run_ids: Sequence[str]
+) -> None:
+    table = AssetCheckExecutionsTable
+    keys = [key.to_string() for key in assets]
+    with storage.index_connection() as connection:
+        connection.execute(
+            db.delete(table).where(table.c.asset_key.in_(keys), table.c.run_id.in_(run_ids))
+        )
+
+
+def partitions_of_age(
+    instance: dg.DagsterInstance, name: str, *, older_than_seconds: float
+) -> list[str]:
+    """The dynamic partitions of a definition that were added so long ago."""
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqlEventLogStorage):
+        return list(instance.get_dynamic_partitions(name))
+    table = DynamicPartitionsTable
+    # Without a time zone, as Dagster's own defaults are.
+    latest = datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=older_than_seconds)
+    with storage.index_connection() as connection:
+        found = connection.execute(
+            db.select(table.c.partition).where(
+                table.c.partitions_def_name == name, table.c.create_timestamp <= latest
+            )
+        )
+        return list(found.scalars())
 
 
 def delete_runless_events(instance: dg.DagsterInstance, partitions: Sequence[str]) -> None:

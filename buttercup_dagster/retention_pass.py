@@ -75,7 +75,9 @@ def run_pass(
     done.runs = len(
         history.remove_runs(instance, registry.known, older_than_seconds=seconds, stop=stop)
     )
-    done.partitions = history.remove_partitions(instance, registry.known, stop=stop)
+    done.partitions = history.remove_partitions(
+        instance, registry.known, older_than_seconds=seconds, stop=stop
+    )
     if not stop.stopped:
         done.files = history_storage.remove_files(instance)
         done.bytes += history_storage.compact(instance)
@@ -97,6 +99,7 @@ def preview(
 
     Of the sources, those are counted that no task needs now.
     """
+    seconds = older_than_ms / 1000
     due = set(registry.ended(older_than_ms=older_than_ms, limit=MOST_DUE))
 
     def known(task_ids: Sequence[str]) -> Collection[str]:
@@ -104,14 +107,17 @@ def preview(
 
     done = Pass(tasks=len(due))
     done.folders = len(registry.retired_folders(engine.machine, limit=MOST_DUE))
-    runs = history.remove_runs(
-        instance, known, older_than_seconds=older_than_ms / 1000, stop=stop, dry_run=True
-    )
+    runs = history.remove_runs(instance, known, older_than_seconds=seconds, stop=stop, dry_run=True)
     done.runs = len(runs)
     done.partitions = history.remove_partitions(
-        instance, known, stop=stop, without_runs=runs, dry_run=True
+        instance,
+        known,
+        older_than_seconds=seconds,
+        stop=stop,
+        without_runs=runs,
+        dry_run=True,
     )
-    _collect(engine, done, older_than_ms / 1000, stop, dry_run=True)
+    _collect(engine, done, seconds, stop, dry_run=True)
     done.complete = not stop.stopped
     return done
 

@@ -264,6 +264,14 @@ def test_run_that_was_never_launched_goes_when_nobody_will(
     assert bench.instance.get_runs() == []
 
 
+def test_partition_that_a_person_has_just_added_stays(bench: Bench) -> None:
+    bench.instance.add_dynamic_partitions("tasks", ["by-hand"])
+    make_pass(bench, older_than_ms=60_000)
+    assert bench.instance.get_dynamic_partitions("tasks") == ["by-hand"]
+    make_pass(bench)
+    assert bench.instance.get_dynamic_partitions("tasks") == []
+
+
 def test_many_runs_of_kept_tasks_do_not_hide_the_others(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
