@@ -325,20 +325,22 @@ class Attempt:
         """Record who stopped the attempt, unless it had ended already."""
         if not self._token or self._prepared is not None:
             return
-        if self._run.terminated():
+        stopped = self._run.terminated()
+        if stopped:
             reason = Reason(
                 "stopped",
                 f"run stopped in Dagster; retry with `buttercup-registry retry {self._task_id}`",
             )
-            transient = False
         else:
             reason = Reason("interrupted", "the process of its run was stopped")
-            transient = True
         self._run.log(reason.text)
         end = time.monotonic() + FAREWELL_SECONDS
         while time.monotonic() < end:
             try:
-                self._registry.fail(self._task_id, self._token, reason, transient=transient)
+                if stopped:
+                    self._registry.fail(self._task_id, self._token, reason)
+                else:
+                    self._registry.give_back(self._task_id, self._token, reason)
             except RegistryUnavailable:
                 time.sleep(REDIS_PAUSE_SECONDS)
             except ButtercupError as error:

@@ -386,6 +386,18 @@ class TaskRegistry:
         )
         return TaskState(reply[0])
 
+    def give_back(self, task_id: str, token: int, reason: Reason) -> None:
+        """End an attempt whose worker was told to end: downloading or scheduled → pending, at once.
+
+        Nothing failed, so nothing is counted. May be repeated with the same token.
+
+        Raises:
+            UnknownTask, TransitionRefused: the attempt was over already.
+        """
+        self._move(
+            "given back", "give_back", task_id, token, reason.code, _text(shortened(reason.text))
+        )
+
     def cancel(self, task_id: str, *, reason: Reason | None = None) -> bool:
         """Cancel a task; one that is not known yet is cancelled when it comes (for 7 days).
 
@@ -486,15 +498,6 @@ class TaskRegistry:
     def sensor_seen(self, *, needs_workers: bool, free_slots: int) -> None:
         """The intake sensor's heartbeat."""
         self._run("sensor_seen", int(needs_workers), free_slots)
-
-    def announce_worker(self, worker_id: str, *, lease_ms: int = keys.RUNNING_LEASE_MS) -> None:
-        """A warm worker's heartbeat: it counts as live until its lease ends."""
-        self._run("announce_worker", worker_id, lease_ms)
-
-    def retire_worker(self, worker_id: str) -> None:
-        """A warm worker leaves."""
-        with translated():
-            self._redis.zrem(keys.WORKERS, worker_id)
 
     # --- materializations and folders --------------------------------------------------------
 
@@ -639,7 +642,7 @@ class TaskRegistry:
         """Sizes of the indexes, counters and heartbeats, in one round trip."""
         sizes, counters, numbers, sensor = self._run("status", *TaskState)
         counted = dict(zip(counters[::2], counters[1::2], strict=True))
-        waiting, workers, now_ms = (int(number) for number in numbers)
+        waiting, due, workers, occupied, lingering, now_ms = (int(number) for number in numbers)
         seen = dict(zip(sensor[::2], sensor[1::2], strict=True))
         return Status(
             states={state: int(size) for state, size in zip(TaskState, sizes, strict=True)},
@@ -648,11 +651,14 @@ class TaskRegistry:
             errored=int(counted.get("errored", 0)),
             canceled=int(counted.get("canceled", 0)),
             waiting=waiting,
+            due=due,
             since_ms=int(counted.get("since", now_ms)),
             now_ms=now_ms,
             sensor_seen_ms=int(seen["seen_ms"]) if "seen_ms" in seen else None,
             needs_workers=seen.get("needs_workers") == "1",
             workers=workers,
+            occupied=occupied,
+            lingering=lingering,
         )
 
     def reset_counters(self) -> None:

@@ -245,7 +245,9 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(
         number=NUMBERS,
         age=st.sampled_from([0, 0, 0, 1, 2]),
-        act=st.sampled_from(["renew", "lose", "confirm", "ready", "fail", "fail_transient"]),
+        act=st.sampled_from(
+            ["renew", "lose", "confirm", "ready", "fail", "fail_transient", "back"]
+        ),
     )
     def act_with_a_token(self, number: int, age: int, act: str) -> None:
         self.act(self.some(number, DOWNLOADING, READY), age, act)
@@ -270,6 +272,14 @@ class RegistryMachine(RuleBasedStateMachine):
                     expected.ready_token = token
                     expected.path = True
                     self.moved(expected, READY)
+        elif act == "back":
+            repeated = expected.failed is not None and expected.failed[0] == token
+            with self.allowed(repeated or (current and expected.state in {SCHEDULED, DOWNLOADING})):
+                self.registry.give_back(task_id, token, Reason("interrupted", "told to end"))
+                if not repeated:
+                    expected.due = True
+                    self.moved(expected, PENDING)
+                    expected.failed = (token, PENDING)
         else:
             transient = act == "fail_transient"
             repeated = expected.failed is not None and expected.failed[0] == token
