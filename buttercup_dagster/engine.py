@@ -143,6 +143,7 @@ class Engine:
         everything: bool,
         dry_run: bool,
         stop: Stop,
+        unused_seconds: float | None = None,
         on_progress: Callable[[int, int], None] = _nothing,
     ) -> Collection | None:
         """Clear up, and remove what no task needs; see `sources.collect`."""
@@ -156,6 +157,7 @@ class Engine:
             Store(self.workspace.store),
             self.options.watermarks,
             everything=everything,
+            unused_seconds=unused_seconds,
             dry_run=dry_run,
             stop=stop,
             on_progress=on_progress,

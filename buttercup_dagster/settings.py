@@ -130,6 +130,14 @@ class DownloaderSettings(CommonSettings):
         default=2 * GIBIBYTE, ge=0, description="Remove it also where the disk has less space left"
     )
 
+    retention_days: float = Field(
+        default=7.0,
+        ge=0,
+        le=36_500,
+        description="Keep the records and folders of tasks, and their runs, so long after their "
+        "end",
+    )
+
     @property
     def allowed_hosts(self) -> tuple[str, ...]:
         """Patterns of the only hosts to fetch from; empty if all are allowed."""

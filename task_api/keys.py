@@ -67,6 +67,18 @@ CANCELED = PREFIX + "canceled"
 UNMATERIALIZED = PREFIX + "unmaterialized"
 """Sorted set: ready tasks whose materialization is not confirmed, by when they became ready."""
 
+ENDED = PREFIX + "ended"
+"""Sorted set: tasks that are not live by when they ended; what is retired is taken from here."""
+
+RETIRED_FOLDERS = PREFIX + "retired_folders:"
+"""Sorted set per machine: retired tasks whose folder may be there, by when they were retired."""
+
+TOKEN_FLOOR = PREFIX + "token_floor"
+"""String: the highest token of all retired tasks.
+
+The tokens of a new task begin above it, so that none is given twice for one id.
+"""
+
 REMOVALS = PREFIX + "removals"
 """Set: tasks whose folder nobody wants, to be removed on the machine of their last attempt.
 
@@ -108,6 +120,9 @@ CANCELED_AHEAD_MS = 7 * 86_400_000
 
 MESSAGE_MEMORY_MS = 7 * 86_400_000
 """How long after the last deadline in a message its answer is remembered."""
+
+RETIRED_FOLDERS_MS = 30 * 86_400_000
+"""How long a machine that is away is expected back to remove folders, after the last one's end."""
 
 MAX_FAILURES = 5
 """Failed attempts after which a task is errored."""

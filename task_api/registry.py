@@ -665,6 +665,102 @@ class TaskRegistry:
         """Set the counters to 0; `since` becomes now."""
         self._run("reset_counters")
 
+    # --- retention ---------------------------------------------------------------------------
+
+    def ended(self, *, older_than_ms: int, limit: int = BATCH) -> list[str]:
+        """Tasks that ended at least `older_than_ms` ago, the longest ago first.
+
+        Those of a registry that an older version of this project wrote are listed first.
+        """
+        states = [state for state in TaskState if not state.live]
+        if int(self._run("unlisted", *states)) > 0:
+            for state in states:
+                last = "-1"
+                while last:
+                    last = self._run("note_ended", state, last, BATCH)
+        with translated():
+            found = cast(
+                list[bytes],
+                self._redis.zrange(
+                    keys.ENDED,
+                    "-inf",
+                    self._ago_ms(older_than_ms),
+                    byscore=True,
+                    offset=0,
+                    num=limit,
+                ),
+            )
+        return [member.decode() for member in found]
+
+    def retire(self, *, older_than_ms: int, limit: int = BATCH) -> list[str]:
+        """Forget tasks that ended at least `older_than_ms` ago, with all that belongs to them.
+
+        A live task is never retired, nor one that was retried meanwhile. From this call on the id
+        is unknown; the same task may be posted anew, and is another one then. A message that is
+        repeated within its memory still gets its answer. The folders of the task are listed
+        (`retired_folders`) until each machine has removed its own.
+
+        Args:
+            older_than_ms: age since they ended, milliseconds.
+            limit: how many at the most, up to 200.
+
+        Returns:
+            Their ids.
+        """
+        return cast(list[str], self._run("retire", _request_id(), min(limit, BATCH), older_than_ms))
+
+    def retired_folders(self, machine: str, *, skip: int = 0, limit: int = BATCH) -> list[str]:
+        """Retired tasks that may have left a folder on a machine, the longest retired first.
+
+        They are remembered for 30 days after the last one was retired. One of them may have been
+        posted anew: ask for it under the lock under which folders are published.
+        """
+        with translated():
+            found = cast(
+                list[bytes],
+                self._redis.zrange(keys.RETIRED_FOLDERS + machine, skip, skip + limit - 1),
+            )
+        return [member.decode() for member in found]
+
+    def retired_folder_removed(self, machine: str, task_id: str) -> None:
+        """Confirm that a machine has nothing of a retired task any more."""
+        with translated():
+            self._redis.zrem(keys.RETIRED_FOLDERS + machine, task_id)
+
+    def known(self, task_ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are recorded, in one round trip for every 200."""
+        found: set[str] = set()
+        for start in range(0, len(task_ids), BATCH):
+            part = task_ids[start : start + BATCH]
+            with translated():
+                pipeline = self._redis.pipeline(transaction=False)
+                for task_id in part:
+                    pipeline.exists(keys.TASK + task_id)
+                answers = pipeline.execute()
+            found.update(task_id for task_id, answer in zip(part, answers, strict=True) if answer)
+        return found
+
+    def trim_streams(self, *, older_than_ms: int) -> None:
+        """Remove what is of use to nobody from the streams.
+
+        That is, of the streams `ready` and `canceled`, the entries of that age whose tasks are
+        retired; a consumer that lags still finds those of all others. Of the latest events of all
+        tasks, those of that age.
+        """
+        for stream in (keys.READY, keys.CANCELED):
+            last = "0"
+            while last:
+                last = self._run("trim_stream", stream, last, BATCH, older_than_ms)
+        with translated():
+            self._redis.xtrim(
+                keys.RECENT_EVENTS, minid=self._ago_ms(older_than_ms), approximate=False
+            )
+
+    def _ago_ms(self, milliseconds: int) -> int:
+        """The moment so long ago, by Redis's clock; not before the year 1970."""
+        seconds, micros = self._redis.time()
+        return max(0, seconds * 1000 + micros // 1000 - milliseconds)
+
     # --- scripts -----------------------------------------------------------------------------
 
     def _run(self, script: str, *arguments: str | bytes | float) -> Any:

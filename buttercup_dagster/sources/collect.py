@@ -148,6 +148,7 @@ def collect(
     marks: Watermarks = DEFAULT_WATERMARKS,
     *,
     everything: bool = False,
+    unused_seconds: float | None = None,
     dry_run: bool = False,
     stop: Stop | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -159,6 +160,7 @@ def collect(
         marks: when to begin and when to end.
         everything: remove all that no task needs, whatever the marks say, and unfinished downloads
             that nobody writes, whatever their age.
+        unused_seconds: remove also what no task needs and none has used for so long.
         dry_run: remove nothing, and tell what would be.
         stop: ends the work between two things.
         on_progress: called with how many things were looked at and how many there are.
@@ -183,7 +185,13 @@ def collect(
             return None
         problems: list[StorageError] = []
         cleaned = () if dry_run else tuple(_clear_up(store, problems, young_parts=everything))
-        work = _Collecting(store, marks, everything=everything, dry_run=dry_run)
+        work = _Collecting(
+            store,
+            marks,
+            everything=everything,
+            unused_since_ns=None if unused_seconds is None else _ago_ns(unused_seconds),
+            dry_run=dry_run,
+        )
         return work.run(cleaned, problems, stop, on_progress)
 
 
@@ -236,10 +244,19 @@ def _pause_seconds(note: int) -> float:
 class _Collecting:
     """One collection."""
 
-    def __init__(self, store: Store, marks: Watermarks, *, everything: bool, dry_run: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        marks: Watermarks,
+        *,
+        everything: bool,
+        unused_since_ns: int | None,
+        dry_run: bool,
+    ) -> None:
         self._store = store
         self._marks = marks
         self._everything = everything
+        self._unused_since_ns = unused_since_ns
         self._dry_run = dry_run
 
     def run(
@@ -256,10 +273,11 @@ class _Collecting:
         before = usage = Usage(store_bytes, _free_bytes(self._store.root))
         removed: list[Item] = []
         kept = 0
-        wanted = self._everything or self._marks.exceeded(before)
+        too_full = self._marks.exceeded(before)
         for number, item in enumerate(items, 1):
-            if not wanted or (not self._everything and self._marks.reached(usage)):
-                break
+            too_full = too_full and not self._marks.reached(usage)
+            if not (too_full or self._everything or self._is_long_unused(item)):
+                continue
             stop.check()
             gone = False
             with noting(problems, f"cannot remove the {item.kind}", Path(item.name)):
@@ -273,6 +291,9 @@ class _Collecting:
                 on_progress(number, len(items))
         said = tuple(str(problem) for problem in problems)
         return Collection(before, usage, tuple(removed), kept, cleaned, said)
+
+    def _is_long_unused(self, item: Item) -> bool:
+        return self._unused_since_ns is not None and item.last_use_ns <= self._unused_since_ns
 
     def _without(self, item: Item, usage: Usage) -> Usage:
         left = usage.store_bytes - item.bytes
@@ -305,6 +326,10 @@ def _parts_bytes(store: Store) -> int:
         with contextlib.suppress(OSError):  # gone meanwhile
             size += path.lstat().st_size
     return size
+
+
+def _ago_ns(seconds: float) -> int:
+    return time.time_ns() - int(seconds * 1_000_000_000)
 
 
 def _free_bytes(root: Path) -> int:

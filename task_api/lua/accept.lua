@@ -58,7 +58,7 @@ local function record(task, state, event, code, text)
   end
   redis.call('DEL', KEY.TASK .. task.id)
   redis.call('HSET', KEY.TASK .. task.id, 'source_types', table.concat(types, ' '),
-    'token', before[1] or '0', unpack(fields))
+    'token', before[1] or redis.call('GET', KEY.TOKEN_FLOOR) or '0', unpack(fields))
   redis.call('PERSIST', KEY.SARIF .. task.id)
   move(task.id, 'new', state, {code = code, text = text}, event, {'code', code, 'text', text})
   if state == 'canceled' then

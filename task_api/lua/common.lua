@@ -153,8 +153,10 @@ local function move(id, from, to, set, event, about)
 
   if LIVE[to] then
     redis.call('ZADD', KEY.DEADLINES, redis.call('HGET', task, 'deadline_ms'), id)
+    redis.call('ZREM', KEY.ENDED, id)
   else
     redis.call('ZREM', KEY.DEADLINES, id)
+    redis.call('ZADD', KEY.ENDED, digits(NOW), id)
   end
 
   set.state = to

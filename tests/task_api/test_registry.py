@@ -1198,6 +1198,8 @@ CALLS: dict[str, tuple[Prepare, Call]] = {
         lambda r, task, _: r.report_outcome(task.task_id, Outcome.SUCCEEDED, "patched"),
     ),
     "errored": (made_ready, lambda r, task, _: r.report_outcome(task.task_id, Outcome.ERRORED)),
+    "retire": (errored, lambda r, *_: len(r.retire(older_than_ms=0))),
+    "trim_streams": (errored, lambda r, *_: r.trim_streams(older_than_ms=0)),
     "reap": (lapsed, lambda r, *_: len(r.reap().returned)),
     "sarif": (posted, lambda r, task, _: r.add_sarif(task.task_id, "s1", {"sarif": {}})),
     "reset_counters": (errored, lambda r, *_: r.reset_counters()),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from buttercup_dagster.local import redis as local_redis
 from buttercup_dagster.local.errors import NoRedisServer
 from buttercup_dagster.local.redis import embedded_binary, write_configuration
+from task_api.records import decoded
+from tests.support.redis_server import RedisServer
 
 
 def other_server(folder: Path, version: str) -> Path:
@@ -60,3 +63,12 @@ def test_configuration_is_private_and_takes_any_folder(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
     assert rb'dir "' in path.read_bytes()
     assert b"appendfsync always" in path.read_bytes()
+
+
+def test_the_append_only_file_is_written_anew_before_it_grows_large(own_redis: RedisServer) -> None:
+    """It is started with the same settings; without this, deleting would only make it grow."""
+    with own_redis.client as client:
+        found: Any = client.config_get("auto-aof-rewrite-*")
+        settings = {decoded(name): decoded(value) for name, value in found.items()}
+    assert 0 < int(settings["auto-aof-rewrite-percentage"]) <= 100
+    assert int(settings["auto-aof-rewrite-min-size"]) <= 64 * 1024 * 1024

@@ -102,6 +102,31 @@ def test_a_full_disk_begins_a_collection_too(server: FaultServer, workspace: Wor
     assert kinds(collected(store, Watermarks(10**9, free * 2))) == ["tree", "archive"]
 
 
+def test_what_was_not_used_for_long_goes_below_the_marks_too(
+    server: FaultServer, workspace: Workspace
+) -> None:
+    old, young = (used_and_removed(server, workspace, number) for number in range(2))
+    archive = source_archive({"curl/needed": b"1"})
+    prepare(new_task(server.on("/needed", serve(archive)), archive), workspace, OPTIONS)
+    store = Store(workspace.store)
+    hour_ago_ns = time.time_ns() - 3_600_000_000_000
+    for digest_ in (old, digest(archive)):
+        (tree,) = (key for key in store.trees.keys() if key.startswith(digest_))  # noqa: SIM118
+        for path in (store.archive_path(digest_), store.trees.marker_path(tree)):
+            os.utime(path, ns=(hour_ago_ns, hour_ago_ns))
+
+    def unused(seconds: float, *, dry_run: bool = False) -> list[tuple[str, str]]:
+        done = collect(store, Watermarks(10**9, 0), unused_seconds=seconds, dry_run=dry_run)
+        assert done is not None
+        return [(one.kind, one.name.partition("-")[0]) for one in done.removed]
+
+    assert unused(7200) == []
+    assert unused(1800, dry_run=True) == [("tree", old), ("archive", old)]
+    assert unused(1800) == [("tree", old), ("archive", old)]
+    assert unused(0) == [("tree", young), ("archive", young)]
+    assert store.archive_path(digest(archive)).exists()
+
+
 def test_a_dry_run_removes_nothing(server: FaultServer, workspace: Workspace) -> None:
     used_and_removed(server, workspace, 1)
     store = Store(workspace.store)
