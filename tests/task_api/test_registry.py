@@ -9,10 +9,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import pytest
 import redis
+from anyio.from_thread import BlockingPortal
 
 from task_api import keys
 from task_api.records import MAX_REASON_CHARACTERS
@@ -30,6 +32,7 @@ from task_api.task import (
     TransitionRefused,
     UnknownTask,
 )
+from tests.support.loop import RegistryInLoop
 from tests.support.redis_server import RedisServer
 from tests.support.tasks import make_task, now_ms, post
 from tests.support.waiting import wait_for
@@ -126,10 +129,20 @@ def proxy(redis_url: str, redis_server: RedisServer) -> Iterator[LosingProxy]:
         yield opened
 
 
+@pytest.fixture(params=["threads", "event loop"])
+def connected(
+    request: pytest.FixtureRequest, portal: BlockingPortal
+) -> Callable[[str], TaskRegistry]:
+    """Opens a registry on a URL, of either kind: both carry out the same operations."""
+    if request.param == "threads":
+        return TaskRegistry.from_url
+    return partial(RegistryInLoop, portal=portal)
+
+
 @pytest.fixture
-def shaky(proxy: LosingProxy) -> Iterator[TaskRegistry]:
+def shaky(proxy: LosingProxy, connected: Callable[[str], TaskRegistry]) -> Iterator[TaskRegistry]:
     """The registry behind the proxy."""
-    with TaskRegistry.from_url(f"redis://127.0.0.1:{proxy.port}") as opened:
+    with connected(f"redis://127.0.0.1:{proxy.port}") as opened:
         yield opened
 
 
@@ -1339,9 +1352,9 @@ def test_registry_of_a_newer_version_is_left_alone(registry: TaskRegistry, clien
 
 
 def test_redis_away_is_said_and_everything_is_there_again_after_a_crash(
-    own_redis: RedisServer,
+    own_redis: RedisServer, connected: Callable[[str], TaskRegistry]
 ) -> None:
-    with TaskRegistry.from_url(own_redis.url) as registry:
+    with connected(own_redis.url) as registry:
         registry.initialize()
         task = make_task()
         post(registry, task)
@@ -1356,13 +1369,16 @@ def test_redis_away_is_said_and_everything_is_there_again_after_a_crash(
 
 
 def test_redis_that_refuses_writes_is_unavailable_and_nothing_is_half_done(
-    registry: TaskRegistry, client: Any
+    registry: TaskRegistry,
+    redis_url: str,
+    client: Any,
+    connected: Callable[[str], TaskRegistry],
 ) -> None:
     client.config_set("maxmemory", "1")
     task = make_task()
     try:
-        with pytest.raises(RegistryUnavailable):
-            post(registry, task)
+        with connected(redis_url) as refused, pytest.raises(RegistryUnavailable):
+            post(refused, task)
     finally:
         client.config_set("maxmemory", "0")
     with pytest.raises(UnknownTask):
@@ -1370,16 +1386,34 @@ def test_redis_that_refuses_writes_is_unavailable_and_nothing_is_half_done(
     assert client.exists(keys.SEQUENCE) == 0
 
 
-def test_scripts_are_sent_again_when_redis_forgot_them(registry: TaskRegistry, client: Any) -> None:
-    post(registry, make_task())
-    client.script_flush()
-    assert post(registry, make_task()).accepted
+def test_scripts_are_sent_again_when_redis_forgot_them(
+    redis_url: str, client: Any, connected: Callable[[str], TaskRegistry]
+) -> None:
+    with connected(redis_url) as registry:
+        post(registry, make_task())
+        client.script_flush()
+        assert post(registry, make_task()).accepted
 
 
-def test_redis_that_may_forget_is_warned_about(own_redis: RedisServer) -> None:
-    with TaskRegistry.from_url(own_redis.url) as registry, own_redis.client as client:
+def test_redis_that_may_forget_is_warned_about(
+    own_redis: RedisServer, connected: Callable[[str], TaskRegistry]
+) -> None:
+    with connected(own_redis.url) as registry, own_redis.client as client:
         assert registry.persistence_warning() is None
         client.config_set("appendfsync", "everysec")
         assert "last second" in str(registry.persistence_warning())
         client.config_set("appendonly", "no")
         assert "append-only" in str(registry.persistence_warning())
+
+
+def test_managed_redis_that_refuses_config_is_not_warned_about(
+    own_redis: RedisServer, connected: Callable[[str], TaskRegistry]
+) -> None:
+    with own_redis.client as client:
+        client.acl_setuser(
+            "tenant", enabled=True, passwords=["+pw"], commands=["+@all", "-config"], keys=["*"]
+        )
+    url = own_redis.url.replace("redis://", "redis://tenant:pw@")
+    with connected(url) as registry:
+        registry.initialize()
+        assert registry.persistence_warning() is None

@@ -1,0 +1,1 @@
+"""What `make bench-system` runs: the whole system, as real processes on loopback."""
