@@ -11,11 +11,9 @@ from buttercup_dagster.materializations import latest_materialization
 from buttercup_dagster.partitions import tasks
 from buttercup_dagster.resources import Preparer
 from buttercup_dagster.sources.prepare import Prepared, PreparedSource
+from buttercup_dagster.tags import TOKEN_TAG
 from task_api.registry import TaskRecord
 from task_api.task import RegistryUnavailable, SourceType
-
-TOKEN_TAG: Final = "buttercup/token"  # noqa: S105 - a fencing token, no secret
-"""Run tag: the token of the claim that the run is for."""
 
 CODE_VERSION: Final = "1"
 """Raised when the same archives would give another folder."""

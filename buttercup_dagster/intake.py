@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from task_api import keys
+from task_api.readiness import NO_WORKER
+from task_api.records import Status
 from task_api.registry import Claim, TaskRegistry
 from task_api.task import RegistryUnavailable, TaskState
 
@@ -39,16 +42,16 @@ class Turn:
 def take_turn(
     registry: TaskRegistry,
     *,
-    max_runs: int,
+    max_runs: int | None,
     seconds: float | None = None,
 ) -> Turn:
     """Wait until something can be started, and claim it.
 
     Args:
         registry: the tasks.
-        max_runs: how many attempts there may be at the same time. Those under way are counted in
-            the registry, whose leases end: Dagster counts a run whose machine was switched off as
-            one that goes on.
+        max_runs: how many attempts there may be at the same time; None where warm workers say how
+            many runs they take. Attempts under way are counted in the registry, whose leases end:
+            Dagster counts a run whose machine was switched off as one that goes on.
         seconds: how long to wait; `TURN_SECONDS` if None.
 
     Returns:
@@ -56,19 +59,21 @@ def take_turn(
         raised: a failed turn would tell people nothing more.
     """
     end = time.monotonic() + (TURN_SECONDS if seconds is None else seconds)
+    lease_ms = keys.SCHEDULED_LEASE_MS if max_runs is not None else keys.WARM_LEASE_MS
     while True:
         try:
             registry.reap()
-            states = registry.status().states
-            running = states[TaskState.SCHEDULED] + states[TaskState.DOWNLOADING]
-            slots = max(0, max_runs - running)
-            registry.sensor_seen(needs_workers=False, free_slots=slots)
-            claims = registry.claim(slots)
+            status = registry.status()
+            slots = free_slots(status, max_runs)
+            registry.sensor_seen(needs_workers=max_runs is None, free_slots=slots)
+            # What workers that linger will take is left to them: they are there already.
+            wanted = min(slots, status.due - status.lingering)
+            claims = registry.claim(wanted, lease_ms=lease_ms)
             if claims:
                 return Turn(claims, f"{len(claims)} claimed")
             left = end - time.monotonic()
             if left <= 0:
-                return Turn((), _saw(states[TaskState.PENDING], running, max_runs))
+                return Turn((), _saw(status, max_runs))
             if slots == 0:
                 time.sleep(min(BUSY_SECONDS, left))
             elif registry.wait_for_work(min(WAIT_SECONDS, left)):
@@ -80,9 +85,27 @@ def take_turn(
             time.sleep(min(AWAY_SECONDS, left))
 
 
-def _saw(waiting: int, running: int, max_runs: int) -> str:
-    if running >= max_runs:
-        return f"{running} of {max_runs} attempts under way, {_tasks(waiting)} waiting"
+def free_slots(status: Status, max_runs: int | None) -> int:
+    """How many runs may be started now.
+
+    Args:
+        status: of the registry.
+        max_runs: as for `take_turn`.
+    """
+    claimed = status.states[TaskState.SCHEDULED]
+    if max_runs is None:
+        return max(0, status.workers - status.occupied - claimed)
+    return max(0, max_runs - claimed - status.states[TaskState.DOWNLOADING])
+
+
+def _saw(status: Status, max_runs: int | None) -> str:
+    waiting = status.states[TaskState.PENDING]
+    running = status.states[TaskState.SCHEDULED] + status.states[TaskState.DOWNLOADING]
+    if max_runs is None and not status.workers:
+        return f"{_tasks(waiting)} waiting, {NO_WORKER}" if waiting else NO_WORKER
+    limit = status.workers if max_runs is None else max_runs
+    if running >= limit:
+        return f"{running} of {limit} attempts under way, {_tasks(waiting)} waiting"
     if waiting:
         return f"{_tasks(waiting)} waiting for another try"
     return "no task pending"

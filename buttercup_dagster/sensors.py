@@ -1,9 +1,11 @@
 """The sensors: one starts runs for tasks, one brings Dagster in line with the registry."""
 
+import sys
+
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from buttercup_dagster.assets import ASSET_OF, PREPARED_TASK, TOKEN_TAG, data_version
+from buttercup_dagster.assets import ASSET_OF, PREPARED_TASK, data_version
 from buttercup_dagster.intake import take_turn
 from buttercup_dagster.jobs import ingest
 from buttercup_dagster.materializations import latest_materialization
@@ -11,6 +13,7 @@ from buttercup_dagster.partitions import tasks
 from buttercup_dagster.reconcile import reconcile
 from buttercup_dagster.resources import Downloader
 from buttercup_dagster.sources.layout import inside_git_work_tree
+from buttercup_dagster.tags import TOKEN_TAG, run_key
 from task_api.registry import TaskRecord
 from task_api.task import RegistryUnavailable, SchemaMismatch
 
@@ -25,7 +28,7 @@ CLOCK_SLACK_MS = 60_000
     description="Claims pending tasks while there is room, and starts a run for each.",
 )
 def intake_sensor(
-    downloader: Downloader,
+    context: dg.SensorEvaluationContext, downloader: Downloader
 ) -> dg.SensorResult | dg.SkipReason:
     """One turn of the intake; the claims become runs only after it has returned."""
     registry = downloader.registry
@@ -44,14 +47,14 @@ def intake_sensor(
         pass  # the turn waits for Redis and reports it
     turn = take_turn(
         registry,
-        max_runs=downloader.settings.max_runs,
+        max_runs=None if _has_warm_workers(context.instance) else downloader.settings.max_runs,
     )
     if not turn.claims:
         return dg.SkipReason(turn.saw)
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(
-                run_key=f"{claim.task_id}:{claim.token}",
+                run_key=run_key(claim.task_id, claim.token),
                 partition_key=claim.task_id,
                 tags={TOKEN_TAG: str(claim.token)},
             )
@@ -61,6 +64,14 @@ def intake_sensor(
             tasks.build_add_request([claim.task_id for claim in turn.claims])
         ],
     )
+
+
+def _has_warm_workers(instance: dg.DagsterInstance) -> bool:
+    """Whether runs are handed to warm workers, which say how many they take."""
+    launcher = instance.run_launcher
+    # Imported by Dagster where it is used; elsewhere nobody has to wait for Celery.
+    module = sys.modules.get("buttercup_dagster.launcher")
+    return module is not None and isinstance(launcher, module.WarmRunLauncher)
 
 
 @dg.sensor(

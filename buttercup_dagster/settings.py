@@ -63,6 +63,25 @@ class DownloaderSettings(CommonSettings):
     max_runs: int = Field(
         default=2, ge=1, le=256, description="How many tasks are prepared at the same time"
     )
+    linger_seconds: float = Field(
+        default=6.0,
+        ge=0,
+        le=60,
+        description="How long a warm worker waits for another task after a run, seconds",
+    )
+    drain_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long runs may go on after SIGTERM before they are interrupted, seconds",
+    )
+    runs_per_process: int = Field(
+        default=500, ge=1, description="Replace a process of the worker after so many runs"
+    )
+    process_bytes: int = Field(
+        default=GIBIBYTE,
+        ge=256 * 1024**2,
+        description="Replace it also when it has held more memory",
+    )
     max_archive_bytes: int = Field(
         default=8 * GIBIBYTE, ge=1, description="Refuse a larger archive"
     )

@@ -83,7 +83,25 @@ ANSWER = PREFIX + "answer:"
 """String per request id: what a script answered, for a request that comes twice."""
 
 WORKERS = PREFIX + "workers"
-"""Sorted set: warm workers by the end of their lease."""
+"""Sorted set: slots of warm workers, each for one run at a time, by the end of their lease."""
+
+OCCUPIED = PREFIX + "occupied"
+"""Sorted set: those of them that execute a run or linger, by the end of their lease."""
+
+LINGERING = PREFIX + "lingering"
+"""Sorted set: those that wait for another task after a run, by when they are asked no longer."""
+
+WORKER_BELL = PREFIX + "worker_bell"
+"""List: an element for each lingering slot that is to look for a task."""
+
+EXECUTING = PREFIX + "executing:"
+"""String per run id: the slot that executes it; ends with the slot's lease."""
+
+STOPPING = PREFIX + "stopping:"
+"""String per run id: somebody asked for the end of this run."""
+
+RUN_QUEUE = PREFIX + "runs"
+"""List: runs that wait for a warm worker; written and read by Celery."""
 
 CANCELED_AHEAD_MS = 7 * 86_400_000
 """How long a cancel of an unknown task is remembered (contract: 7 days)."""
@@ -99,6 +117,15 @@ LONGEST_BACKOFF_MS = 300_000
 
 SCHEDULED_LEASE_MS = 180_000
 """Lease of a claim while a launcher starts a process for it."""
+
+WARM_LEASE_MS = 30_000
+"""Lease of a claim where warm workers are at hand, or by a warm worker itself."""
+
+LINGER_LEASE_MS = 2_000
+"""A lingering slot that has not been heard of for this long is counted on no more."""
+
+STOPPING_MEMORY_MS = 86_400_000
+"""How long the wish to stop a run is remembered, for a worker that begins it late."""
 
 ANSWER_MEMORY_MS = SCHEDULED_LEASE_MS
 """How long an answer is remembered: until the lease ends that a claim has given."""

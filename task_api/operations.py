@@ -273,7 +273,7 @@ def status() -> Operation[Status]:
     """See `TaskRegistry.status`."""
     sizes, counters, numbers, sensor = yield from script("status", *TaskState)
     counted = dict(zip(counters[::2], counters[1::2], strict=True))
-    waiting, workers, now_ms = (int(number) for number in numbers)
+    waiting, due, workers, occupied, lingering, now_ms = (int(number) for number in numbers)
     seen = dict(zip(sensor[::2], sensor[1::2], strict=True))
     return Status(
         states={state: int(size) for state, size in zip(TaskState, sizes, strict=True)},
@@ -282,11 +282,14 @@ def status() -> Operation[Status]:
         errored=int(counted.get("errored", 0)),
         canceled=int(counted.get("canceled", 0)),
         waiting=waiting,
+        due=due,
         since_ms=int(counted.get("since", now_ms)),
         now_ms=now_ms,
         sensor_seen_ms=int(seen["seen_ms"]) if "seen_ms" in seen else None,
         needs_workers=seen.get("needs_workers") == "1",
         workers=workers,
+        occupied=occupied,
+        lingering=lingering,
     )
 
 

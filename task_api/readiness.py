@@ -11,6 +11,8 @@ from task_api.records import Status
 STATUS_SECONDS: Final = 2.0
 """How long `/status/` and `/readyz` wait for Redis; senders poll, it must not hang."""
 
+NO_WORKER: Final = "no worker is running; start one with: buttercup-downloader serve"
+
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
@@ -54,11 +56,7 @@ def readiness(
     if status is not None:
         checks["sensor"] = _sensor_problem(status, sensor_timeout_ms)
         if status.needs_workers:
-            checks["worker"] = (
-                None
-                if status.workers
-                else "no worker is running; start one with: buttercup-downloader serve"
-            )
+            checks["worker"] = None if status.workers else NO_WORKER
     if competition_configured:
         checks["competition_api"] = competition_problem
     return Readiness(checks)

@@ -176,11 +176,14 @@ class Status:
         states: number of tasks in each state.
         succeeded, failed, errored, canceled: counted since `since_ms`.
         waiting: submitted and not yet judged.
+        due: pending, and may be claimed now.
         since_ms: when the counters were last set to 0.
         now_ms: Redis's clock.
         sensor_seen_ms: when the intake sensor was last seen, or None.
         needs_workers: whether that sensor's launcher needs warm workers.
-        workers: number of live warm workers.
+        workers: slots of live warm workers.
+        occupied: those of them that execute a run or linger.
+        lingering: those of them that wait for another task after a run.
     """
 
     states: Mapping[TaskState, int]
@@ -189,11 +192,14 @@ class Status:
     errored: int
     canceled: int
     waiting: int
+    due: int
     since_ms: int
     now_ms: int
     sensor_seen_ms: int | None
     needs_workers: bool
     workers: int
+    occupied: int
+    lingering: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -416,15 +416,6 @@ class TaskRegistry:
         """The intake sensor's heartbeat."""
         self._run("sensor_seen", int(needs_workers), free_slots)
 
-    def announce_worker(self, worker_id: str, *, lease_ms: int = keys.RUNNING_LEASE_MS) -> None:
-        """A warm worker's heartbeat: it counts as live until its lease ends."""
-        self._run("announce_worker", worker_id, lease_ms)
-
-    def retire_worker(self, worker_id: str) -> None:
-        """A warm worker leaves."""
-        with translated():
-            self._redis.zrem(keys.WORKERS, worker_id)
-
     # --- materializations and folders --------------------------------------------------------
 
     def unmaterialized(self, *, older_than_ms: int, limit: int = BATCH) -> list[Unmaterialized]:

@@ -91,6 +91,15 @@ class Process(BaseModel):
     )
 
 
+class Serve(BaseModel):
+    """Prepare the tasks of a task server, until Ctrl-C or SIGTERM: a warm worker.
+
+    Runs that Dagster launches are executed here, and further tasks right after them. It needs a
+    Dagster instance whose launcher hands out runs to such workers, by DAGSTER_HOME or in the
+    folder dagster of the home folder.
+    """
+
+
 class Verify(BaseModel):
     """Compare archives, unpacked trees and prepared tasks with what was written."""
 
@@ -126,6 +135,7 @@ class Commands(DownloaderSettings):
     model_config = SettingsConfigDict(cli_shortcuts={"json_output": "json"})
 
     json_output: CliToggleFlag[bool] = Field(default=False, description="print JSON")
+    serve: CliSubCommand[Serve] = Field(description="prepare the tasks of a task server")
     process: CliSubCommand[Process] = Field(description="prepare one task now, without Redis")
     verify: CliSubCommand[Verify] = Field(description="compare all that is here with what it was")
     gc: CliSubCommand[CollectGarbage] = Field(description="remove what no task needs")
@@ -146,6 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.argv[1:] if argv is None else argv,
             anywhere=["--json", "--json_output", *flags_of(DownloaderSettings)],
         )
+        if isinstance(command, Serve):
+            return _serve(settings)
         if not isinstance(command, Process):
             with ended_by_signals():
                 return _look_after(settings, command)
@@ -157,6 +169,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _process(settings, task)
     except KeyboardInterrupt:
         return _stopped("nothing half-done is left")
+
+
+def _serve(settings: Commands) -> int:
+    _check_place(settings.tasks, "--tasks_dir")
+    from buttercup_dagster.cli.serve import run_serve
+
+    return run_serve(PROGRAM, settings)
 
 
 def _look_after(settings: Commands, command: BaseModel) -> int:
@@ -247,7 +266,7 @@ def _url(text: str) -> str:
     return Path(text).expanduser().absolute().as_uri()
 
 
-def _check_place(tasks: Path) -> None:
+def _check_place(tasks: Path, flag: str = "--output") -> None:
     from buttercup_dagster.sources.layout import inside_git_work_tree
 
     try:
@@ -259,7 +278,7 @@ def _check_place(tasks: Path) -> None:
             PROGRAM,
             f"{harmless(str(tasks))} lies in the git work tree {harmless(str(tree))}, where "
             "`git apply` would silently do nothing with the task; choose a folder outside with "
-            "--output",
+            f"{flag}",
         )
 
 

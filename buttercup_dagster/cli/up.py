@@ -27,11 +27,20 @@ WIDTH: Final = 8
 NOISE: Final = re.compile(
     r"oO0OoO0OoO0Oo|WARNING Memory overcommit|Configuration loaded|LOCATION_UPDATED"
     r"|Checking for new runs for sensor|skipped: (no task pending|everything in line)"
+    r"| - dagster - (DEBUG|INFO) - "
     r'|uvicorn\.access: .* "GET [^"]*" 200'
 )
 """Lines of the processes that come again and again and tell a person nothing."""
 
-COLORS: Final = {"redis": 31, "server": 32, "code": 35, "daemon": 36, "dagster": 34, "": 1}
+COLORS: Final = {
+    "redis": 31,
+    "server": 32,
+    "code": 35,
+    "daemon": 36,
+    "dagster": 34,
+    "worker": 33,
+    "": 1,
+}
 
 
 def run(settings: Commands, command: Up) -> int:

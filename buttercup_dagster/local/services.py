@@ -29,6 +29,7 @@ from buttercup_dagster.settings import UP_FILE
 from task_api.redis_client import safe_redis_url
 from task_api.registry import TaskRegistry
 from task_api.task import ButtercupError, RegistryError
+from task_api.workers import Workers
 
 ANSWER_SECONDS: Final = 2.0
 
@@ -102,7 +103,7 @@ class Stack:
         self.redis_url = plan.redis_url or self._prepare_redis()
         self._instance = plan.home / "dagster"
         self._instance.mkdir(mode=0o755, exist_ok=True)
-        template = resources.files("buttercup_dagster") / "instance" / "dagster.yaml"
+        template = resources.files("buttercup_dagster") / "instance" / "one_machine.yaml"
         (self._instance / "dagster.yaml").write_bytes(template.read_bytes())
         self._environment = self._make_environment()
         code = sockets / "code.sock"
@@ -150,6 +151,12 @@ class Stack:
                 ],
                 self._environment,
                 lambda: _answers(f"{plan.dagster_url}/server_info"),
+            ),
+            Service(
+                "worker",
+                [*PYTHON, "-m", "buttercup_dagster.cli.downloader", "serve"],
+                self._environment,
+                self.worker_seen,
             ),
         ]
 
@@ -210,6 +217,12 @@ class Stack:
         with suppress(RegistryError), TaskRegistry.from_url(self.redis_url) as registry:
             seen = registry.status().sensor_seen_ms
             return seen is not None and seen >= self._began_ms
+        return False
+
+    def worker_seen(self) -> bool:
+        """Whether a warm worker takes runs."""
+        with suppress(RegistryError), Workers.from_url(self.redis_url) as workers:
+            return bool(workers.live())
         return False
 
     def _daemon_works(self) -> bool:

@@ -70,8 +70,20 @@ local function emit(id, kind, fields)
     'task_id', id, unpack(entry))
 end
 
+-- How many members of a sorted set of leases live.
+local function living(leases)
+  return redis.call('ZCOUNT', leases, '(' .. digits(NOW), '+inf')
+end
+
+-- Wakes who will claim what is due: the workers that linger, and for what is beyond them the sensor.
 local function ring()
-  if redis.call('LLEN', KEY.DOORBELL) == 0 then
+  local due = redis.call('ZCOUNT', KEY.DUE, '-inf', digits(NOW))
+  local lingering = living(KEY.LINGERING)
+  if redis.call('LLEN', KEY.WORKER_BELL) < math.min(due, lingering) then
+    redis.call('RPUSH', KEY.WORKER_BELL, '1')
+  end
+  -- Nothing due: whoever waits has to look anew how long it may.
+  if (due > lingering or due == 0) and redis.call('LLEN', KEY.DOORBELL) == 0 then
     redis.call('RPUSH', KEY.DOORBELL, '1')
   end
 end
@@ -249,4 +261,28 @@ local function not_held(id, token, states)
     return refused(id, false)
   end
   return nil
+end
+
+-- pending → scheduled, the longest due first; appends id and token of each to `taken`.
+local function take_due(taken, limit, lease_ms)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEY.DUE, '-inf', digits(NOW), 'LIMIT', 0, limit)) do
+    local token = digits(grow_token(id))
+    -- The machine of the attempt before stays known: its folder may be there.
+    move(id, 'pending', 'scheduled', {lease_ms = lease_ms, run_id = ''}, 'claimed', {'token', token})
+    taken[#taken + 1] = id
+    taken[#taken + 1] = token
+  end
+end
+
+-- What remains of a claim that was answered before: of tasks that have moved on nothing is left.
+local function still_claimed(known)
+  local left = {}
+  for i = 1, #known, 2 do
+    local task = read(known[i], 'state', 'token')
+    if task[1] == 'scheduled' and task[2] == known[i + 1] then
+      left[#left + 1] = known[i]
+      left[#left + 1] = known[i + 1]
+    end
+  end
+  return left
 end

@@ -1,4 +1,4 @@
-"""One running stack for all end-to-end tests; starting it takes longer than most of them."""
+"""Running stacks for the end-to-end tests; starting one takes longer than most of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,29 @@ import pytest
 from tests.e2e.stack import Stack
 
 
-@pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Redis, the task server, `dagster dev` and a server of sources, all running."""
-    with Stack(tmp_path_factory.mktemp("e2e")) as running:
+SETUPS = [
+    pytest.param("warm-worker", id="warm-worker"),
+    pytest.param("plain-dagster", id="plain-dagster", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="session", params=SETUPS)
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """Redis, the task server, Dagster and a server of sources, all running.
+
+    With a warm worker, as `buttercup up` runs it; and with `dagster dev` alone.
+    """
+    warm = request.param == "warm-worker"
+    with Stack(tmp_path_factory.mktemp("e2e"), warm=warm) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def warm_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack with a warm worker, for the tests that do things to it."""
+    with Stack(tmp_path_factory.mktemp("warm"), warm=True) as running:
         yield running
 
 
@@ -23,7 +42,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the ends of the processes' logs with a failure."""
     report = yield
-    running: Any = getattr(item, "funcargs", {}).get("stack")
+    found = getattr(item, "funcargs", {})
+    running: Any = found.get("stack") or found.get("warm_stack")
     if report.failed and isinstance(running, Stack):
         report.sections.append(("logs of the processes", running.logs()))
     return report

@@ -24,6 +24,7 @@ from dagster._core.instance import InstanceRef
 
 from task_api.registry import TaskRegistry
 from task_api.task import TaskState, UnknownTask
+from task_api.workers import Workers
 from tests.e2e.source_server import SourceServer
 from tests.support.environment import without_settings
 from tests.support.redis_server import RedisServer, free_port
@@ -79,10 +80,12 @@ class Stack:
     """Redis, the task server, `dagster dev` and a server of sources; a context manager.
 
     Everything is started as the README tells people to, in an empty folder that holds copies of
-    the two files of the repository that Dagster reads there.
+    the two files of the repository that Dagster reads there. With a warm worker, Dagster's instance
+    is that of `buttercup up`, in a folder of its own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, warm: bool) -> None:
+        self.warm = warm
         self.folder = folder
         self.home = folder / "home"
         self.project = folder / "project"
@@ -107,7 +110,14 @@ class Stack:
             "BUTTERCUP_TASK_SERVER_API_TOKEN_HASH": hasher.hash(self.key_token),
             "BUTTERCUP_E2E": self.marker,
         }
+        if warm:
+            self.dagster_home = folder / "dagster"
+            self.dagster_home.mkdir()
+            template = ROOT / "buttercup_dagster" / "instance" / "one_machine.yaml"
+            shutil.copy(template, self.dagster_home / "dagster.yaml")
+            self.env["DAGSTER_HOME"] = str(self.dagster_home)
         self.registry = TaskRegistry.from_url(self.redis.url)
+        self.workers = Workers.from_url(self.redis.url)
 
     # --- processes ---------------------------------------------------------------------------
 
@@ -116,6 +126,8 @@ class Stack:
         try:
             self.start_dagster()
             self.start_server()
+            if self.warm:
+                self.start_worker()
             self._wait_until_up()
         except BaseException:
             self.close()
@@ -127,13 +139,14 @@ class Stack:
 
     def close(self) -> None:
         """End every process that this stack started, whoever started it within."""
-        for name in ("dagster", "server"):
+        for name in ("dagster", "server", "worker"):
             if name in self.children:
                 self.children[name].stop()
         for process in self._left_over():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self.registry.close()
+        self.workers.close()
         self.redis.close()
         self.sources.__exit__()
 
@@ -169,8 +182,19 @@ class Stack:
 
         wait_for(answers, "the task server answers", seconds=30)
 
+    def start_worker(self, name: str = "worker", **settings: str) -> Child:
+        """Start a warm worker."""
+        live = set(self.workers.live())
+        log = self.folder / f"{name}.log"
+        command = [str(BIN / "buttercup-downloader"), "serve"]
+        environment = {**self.env, **settings}
+        child = Child(name, command, log=log, cwd=self.project, env=environment)
+        self.children[name] = child
+        wait_for(lambda: set(self.workers.live()) - live, "the worker has slots", seconds=60)
+        return child
+
     def start_dagster(self) -> None:
-        """Start `dagster dev` as the README says, without DAGSTER_HOME."""
+        """Start `dagster dev` as the README says; for plain runs without DAGSTER_HOME."""
         command = [str(BIN / "dagster"), "dev", "-w", "workspace.yaml", "-p", str(self.ui_port)]
         self._start("dagster", command, self.project)
 
@@ -264,7 +288,9 @@ class Stack:
     # --- Dagster -----------------------------------------------------------------------------
 
     def instance(self) -> dg.DagsterInstance:
-        """The instance that `dagster dev` made for itself."""
+        """The instance that `dagster dev` works on."""
+        if self.warm:
+            return dg.DagsterInstance.from_config(str(self.dagster_home))
         (home,) = self.project.glob(".tmp_dagster_home_*")
         return dg.DagsterInstance.from_ref(
             InstanceRef.from_dir(str(home), config_dir=str(self.project))

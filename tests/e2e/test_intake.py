@@ -321,7 +321,8 @@ def test_redis_restart_during_a_download(stack: Stack, material: Material) -> No
 def test_no_signature_is_ever_shown(stack: Stack, material: Material) -> None:
     """Runs last: the query of a URL is a credential and stands in no log, event, page or file."""
     needle = SIGNATURE.encode()
-    (dagster_home,) = stack.project.glob(".tmp_dagster_home_*")
+    with stack.instance() as instance:
+        dagster_home = Path(instance.root_directory)
     kept = [
         path
         for folder in (dagster_home, stack.home)

@@ -15,6 +15,7 @@ import task_api
 from task_api.registry import TaskRegistry
 from task_api.task import Reason, TaskState
 from task_api.version import version_text
+from task_api.workers import Workers
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.server import Client, TaskServer, wire_message, wire_task
 from tests.support.tasks import make_task, now_ms, post
@@ -56,7 +57,7 @@ def test_workers_count_only_where_they_are_needed(client: Client, registry: Task
     answer = client.get("/readyz/", authorization=None)
     assert answer.status == 503
     assert answer.json["checks"] == {"redis": "ok", "sensor": "ok", "worker": text}
-    registry.announce_worker("w1")
+    Workers(registry._redis).announce("w1", occupied=False)
     assert client.get("/status/").json["ready"] is True
 
 
