@@ -86,7 +86,7 @@ def measure_posts(
             open, the key is known, and code is warm.
 
     Raises:
-        OSError: the server cannot be reached at the beginning.
+        OSError: the server cannot be reached, or not any more.
     """
     parts = urlsplit(url)
     sender = _Sender((parts.hostname or "127.0.0.1", parts.port or 80), key_id, token)

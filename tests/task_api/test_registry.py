@@ -17,6 +17,7 @@ import redis
 from anyio.from_thread import BlockingPortal
 
 from task_api import keys
+from task_api.operations import Command, Script
 from task_api.records import MAX_REASON_CHARACTERS
 from task_api.registry import Submission, TaskRegistry
 from task_api.task import (
@@ -737,20 +738,22 @@ def test_cancel_all_takes_every_live_task_and_leaves_the_ended(registry: TaskReg
 def test_cancel_all_takes_a_task_that_goes_back_to_pending_meanwhile(
     registry: TaskRegistry, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("task_api.registry.BATCH", 2)
+    monkeypatch.setattr("task_api.operations.BATCH", 2)
     task, others = make_task(), [make_task() for _ in range(5)]
     token = started(registry, task)
     post(registry, *others)
-    run = registry._run
+    send = registry._send
 
-    def failing_meanwhile(script: str, *arguments: str | bytes | float) -> Any:
-        answer = run(script, *arguments)
-        nothing_found = script == "cancel_all" and not int(answer)
+    def failing_meanwhile(request: Script | Command) -> Any:
+        answer = send(request)
+        nothing_found = (
+            isinstance(request, Script) and request.name == "cancel_all" and not int(answer)
+        )
         if nothing_found and registry.get(task.task_id).state is TaskState.DOWNLOADING:
-            run("fail", task.task_id, token, "offline", "no answer", 1, 0, 0, "1.0")
+            registry.fail(task.task_id, token, Reason("offline", "no answer"), transient=True)
         return answer
 
-    monkeypatch.setattr(registry, "_run", failing_meanwhile)
+    monkeypatch.setattr(registry, "_send", failing_meanwhile)
     assert registry.cancel_all() == 6
     assert {record.state for record in registry.page()} == {TaskState.CANCELED}
 
@@ -1016,7 +1019,7 @@ def test_page_holds_each_task_once_and_in_the_state_asked_for_while_tasks_move(
 def test_pages_longer_than_a_batch_are_whole(
     registry: TaskRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("task_api.registry.BATCH", 3)
+    monkeypatch.setattr("task_api.operations.BATCH", 3)
     tasks = [make_task() for _ in range(10)]
     for number, task in enumerate(tasks):
         post(registry, task)
