@@ -25,6 +25,7 @@ from task_api.context import (
     now_ms,
 )
 from task_api.gate import RegistryGate
+from task_api.key_watch import KeyWatch
 from task_api.routes import ops, sarif, status, task
 from task_api.settings import TaskServerSettings
 from task_api.version import version_text
@@ -50,10 +51,12 @@ def create_app(settings: TaskServerSettings | None = None) -> FastAPI:
         KeyUnusable: the key is malformed, or cannot be read or written.
     """
     chosen = TaskServerSettings() if settings is None else settings
-    verifier = KeyVerifier(resolve_key(chosen).key)
+    resolved = resolve_key(chosen)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        verifier = KeyVerifier(resolved.key)
+        watch = resolved.path and KeyWatch(resolved.path, resolved.key, verifier)
         context = ServerContext(
             settings=chosen,
             gate=RegistryGate(chosen.redis_url),
@@ -67,14 +70,15 @@ def create_app(settings: TaskServerSettings | None = None) -> FastAPI:
         )
         app.state.context = context
         context.gate.start()
-        if context.ping:
-            context.ping.start()
+        background = [one for one in (context.ping, watch) if one]
+        for one in background:
+            one.start()
         try:
             yield
         finally:
-            if context.ping:
-                context.ping.close()
-            context.gate.close()
+            for one in background:
+                one.close()
+            await context.gate.close()
 
     app = FastAPI(
         title="Buttercup task server",
@@ -106,7 +110,8 @@ class _EitherSlash:
             path = scope["path"].rstrip("/") or "/"
             if path == "/status" or path.startswith("/v1/"):
                 path += "/"
-            scope = {**scope, "path": path}
+            if path != scope["path"]:
+                scope = {**scope, "path": path}
         await self._app(scope, receive, send)
 
 

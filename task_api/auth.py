@@ -107,8 +107,12 @@ class KeyVerifier:
 
     What was right is remembered for `REMEMBERED_SECONDS` after its last use, as a digest under a
     random key of this process, never as a token; so a sender who has shown the key does not wait
-    behind others who guess. What was wrong is not remembered. The key is that of the whole life of
-    the process: to revoke it, restart the server with another one. May be shared by threads.
+    behind others who guess. What was wrong is not remembered. Another key may take the key's place
+    at any time (`use`), or none (`refuse`); with the old key goes what was remembered of it. May
+    be shared by threads.
+
+    Attributes:
+        problem: why there is no key, and nobody is let in; None while there is one.
     """
 
     def __init__(self, key: ApiKey) -> None:
@@ -117,6 +121,54 @@ class KeyVerifier:
         Raises:
             KeyUnusable: it is not an Argon2id hash.
         """
+        self.problem: str | None = None
+        self._held: _HeldKey | None = _HeldKey(key)
+
+    def use(self, key: ApiKey) -> None:
+        """Let this key in, and no other any more.
+
+        Raises:
+            KeyUnusable: it is not an Argon2id hash; nothing is changed.
+        """
+        self._held = _HeldKey(key)
+        self.problem = None
+
+    def refuse(self, problem: str) -> None:
+        """Let nobody in."""
+        self._held = None
+        self.problem = problem
+
+    def remembers(self, key_id: str, token: str) -> bool:
+        """Whether this id and token were verified lately; takes microseconds.
+
+        False says nothing about them: ask `check`.
+        """
+        held = self._held
+        return held is not None and held.remembers(key_id, token)
+
+    def check(self, key_id: str, token: str) -> bool:
+        """Whether they are the key's: `remembers`, else `verify`.
+
+        Of many who come at once with the key, the first is verified, and the others are remembered
+        when they have waited for their turn.
+        """
+        return self.remembers(key_id, token) or self.verify(key_id, token)
+
+    def verify(self, key_id: str, token: str) -> bool:
+        """Whether this id and token are the key's; if so, they are remembered.
+
+        Takes some tens of milliseconds and as much memory as the hash asks for (64 MiB by
+        default), with an unknown id too, so that the time tells nothing about ids.
+        """
+        held = self._held
+        # A key that was replaced meanwhile lets nobody in any more.
+        return held is not None and held.verify(key_id, token) and held is self._held
+
+
+class _HeldKey:
+    """One key, and what is remembered of it."""
+
+    def __init__(self, key: ApiKey) -> None:
         from argon2 import PasswordHasher  # noqa: PLC0415 - loads a shared library
 
         self._key_id = key.key_id.encode()
@@ -127,10 +179,6 @@ class KeyVerifier:
         _check_hash(key.token_hash)
 
     def remembers(self, key_id: str, token: str) -> bool:
-        """Whether this id and token were verified lately; takes microseconds.
-
-        False says nothing about them: ask `verify`.
-        """
         digest, until = self._remembered
         now = time.monotonic()
         if now >= until or not hmac.compare_digest(self._digest(key_id, token), digest):
@@ -139,11 +187,6 @@ class KeyVerifier:
         return True
 
     def verify(self, key_id: str, token: str) -> bool:
-        """Whether this id and token are the key's; if so, they are remembered.
-
-        Takes some tens of milliseconds and as much memory as the hash asks for (64 MiB by
-        default), with an unknown id too, so that the time tells nothing about ids.
-        """
         from argon2.exceptions import VerificationError  # noqa: PLC0415
 
         known = hmac.compare_digest(key_id.lower().encode("utf-8", "replace"), self._key_id)
@@ -174,7 +217,15 @@ def resolve_key(settings: TaskServerSettings) -> ResolvedKey:
     if settings.api_key_id is not None and settings.api_token_hash is not None:
         _check_hash(settings.api_token_hash)
         return ResolvedKey(ApiKey(settings.api_key_id, settings.api_token_hash))
-    path = settings.home / CREDENTIALS
+    return key_in_file(settings.home / CREDENTIALS)
+
+
+def key_in_file(path: Path) -> ResolvedKey:
+    """The key in this credentials file, which is made if there is none.
+
+    Raises:
+        KeyUnusable: as for `resolve_key`.
+    """
     made = not _exists(path) and _make(path)
     key, warning = _read(path)
     return ResolvedKey(key, path, made, warning)

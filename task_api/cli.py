@@ -66,13 +66,7 @@ def _serve(settings: TaskServerSettings) -> int:
     with listener:
         _say(f"listening on {_address(listener)}")
         if settings.reload or settings.workers > 1:
-            keyed = settings.model_copy(
-                update={
-                    "api_key_id": resolved.key.key_id,
-                    "api_token_hash": resolved.key.token_hash,
-                }
-            )
-            _hand_down(keyed)
+            _hand_down(settings)
             return _serve_from_children(settings, listener)
         return _serve_here(settings, listener)
 

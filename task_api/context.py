@@ -1,24 +1,23 @@
-"""What the routes share: made once for each application, reached through dependencies."""
+"""What the routes share: made once for each application, found through the request."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, cast
 from uuid import UUID
 
 import anyio
 import anyio.to_thread
-from fastapi import Depends, HTTPException, Path, Request
+from fastapi import HTTPException, Path, Request
 from fastapi.security import HTTPBasic
 
+from task_api import operations
 from task_api.auth import KeyVerifier, basic_credentials
 from task_api.competition import CompetitionPing
 from task_api.gate import RegistryGate
 from task_api.readiness import STATUS_SECONDS, Readiness, readiness
 from task_api.records import Status
-from task_api.registry import TaskRegistry
 from task_api.settings import TaskServerSettings
 from task_api.task import RegistryError
 
@@ -26,6 +25,8 @@ VERIFICATIONS_AT_ONCE = 2
 """Each takes 64 MiB with Argon2's default parameters."""
 
 STATUS_READS_AT_ONCE = 4
+
+RETRY_AFTER_KEY_SECONDS = 10
 
 
 @dataclass(slots=True)
@@ -47,32 +48,24 @@ class ServerContext:
         if self.verifier.remembers(key_id, token):
             return True
         return await anyio.to_thread.run_sync(
-            self.verifier.verify, key_id, token, limiter=self.verification_limit
+            self.verifier.check, key_id, token, limiter=self.verification_limit
         )
 
     async def read_status(self) -> tuple[Status | None, str | None]:
         """The registry's status, or None and the reason; within `STATUS_SECONDS`.
 
-        A Redis that hangs keeps one of this purpose's own threads busy, and neither the caller nor
-        any other request waiting.
+        It waits behind no post: it has a few connections of its own.
         """
         try:
             with anyio.fail_after(STATUS_SECONDS):
-                status = await anyio.to_thread.run_sync(
-                    self._status,
-                    limiter=self.status_limit,
-                    abandon_on_cancel=True,
-                )
+                async with self.status_limit:
+                    status = await self.gate.run_at_once(operations.status())
         except TimeoutError:
             return None, f"Redis does not answer within {STATUS_SECONDS:.0f} s"
         except RegistryError as error:
             return None, str(error)
         self.last_status = status
         return status, None
-
-    def _status(self) -> Status:
-        with self.gate.use() as registry:
-            return registry.status()
 
     def judge(self, status: Status | None, redis_problem: str | None) -> Readiness:
         """What is ready, given what `read_status` returned."""
@@ -90,32 +83,14 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def server_context(request: Request) -> ServerContext:
+def context_of(request: Request) -> ServerContext:
     """The context of the application that serves this request.
 
-    A coroutine function: a plain one waits for a thread, and Redis may keep all of them.
+    Called by the routes: as a dependency it would take longer than all that it is needed for.
     """
-    return _context_of(request)
-
-
-def _context_of(request: Request) -> ServerContext:
     return cast(ServerContext, request.app.state.context)
 
 
-Context = Annotated[ServerContext, Depends(server_context)]
-
-
-def registry(context: Context) -> Iterator[TaskRegistry]:
-    """The registry, for as long as the request takes.
-
-    Raises:
-        RegistryError: it cannot be used now; answered with 503.
-    """
-    with context.gate.use() as opened:
-        yield opened
-
-
-Registry = Annotated[TaskRegistry, Depends(registry)]
 TaskId = Annotated[UUID, Path(description="Id of the task.")]
 
 
@@ -124,10 +99,17 @@ class _KeyGuard(HTTPBasic):
 
     async def __call__(self, request: Request) -> None:  # type: ignore[override]
         presented = basic_credentials(request.headers.get("Authorization"))
+        context = context_of(request)
         if presented is None:
             detail = "send HTTP Basic credentials: the key's id as user name, its token as password"
-        elif await _context_of(request).verify(*presented):
+        elif await context.verify(*presented):
             return
+        elif context.verifier.problem is not None:
+            raise HTTPException(
+                503,
+                "the server's own key cannot be used, so it serves nobody; its log says what to do",
+                {"Retry-After": str(RETRY_AFTER_KEY_SECONDS)},
+            )
         else:
             detail = (
                 "unknown key id or wrong token; use the key that this server was configured with, "
@@ -140,29 +122,3 @@ require_key = _KeyGuard(
     scheme_name="BasicAuth",
     description="The key's id (a UUID) as user name, its token as password.",
 )
-
-
-async def raw_body(request: Request, context: Context) -> bytes:
-    """The body, if it is not larger than the settings allow; answered with 413 otherwise."""
-    limit = context.settings.max_body_bytes
-    announced = request.headers.get("Content-Length", "")
-    chunks = []
-    size = int(announced) if announced.isdecimal() else 0
-    if size <= limit:
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                break
-            chunks.append(chunk)
-    if size > limit:
-        raise HTTPException(
-            413,
-            f"the body is larger than {limit} bytes; send fewer tasks or reports in one message, "
-            "or raise BUTTERCUP_TASK_SERVER_MAX_BODY_BYTES on the server",
-            {"Connection": "close"},
-        )
-    return b"".join(chunks)
-
-
-Body = Annotated[bytes, Depends(raw_body)]

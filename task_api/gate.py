@@ -1,16 +1,15 @@
-"""The server's way to the registry: one `TaskRegistry`, whose Redis may come, go and forget."""
+"""The server's way to the registry, whose Redis may come, go and forget."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
-from task_api.redis_client import connect, lost, safe_redis_url
-from task_api.registry import TaskRegistry
+from task_api import operations
+from task_api.async_registry import AsyncTaskRegistry
+from task_api.operations import Operation
+from task_api.redis_client import lost, safe_redis_url
 from task_api.task import RegistryError, RegistryUnavailable
 
 log = logging.getLogger(__name__)
@@ -23,88 +22,97 @@ marked with the schema again."""
 PATIENCE_SECONDS: Final = 0.2
 """While somebody asks a lost Redis whether it is back, others wait for that no longer than this."""
 
-CLOSE_SECONDS: Final = 1.0
-"""How long a check that is under way may take before its connection is closed."""
+CONNECTIONS: Final = 32
+"""So many operations use Redis at a time, each over a connection of its own; others wait."""
+
+_Result = TypeVar("_Result")
 
 
 class RegistryGate:
-    """Lends one registry whose schema is checked, and refuses at once while Redis is known lost.
+    """Runs operations on a registry whose schema is checked; refuses at once while Redis is lost.
 
     A server that starts before its Redis serves at once and answers 503 until Redis is there.
 
     When a command meets no answer, Redis counts as lost. The next who comes asks it again, and
-    everybody else is refused until that has an answer: a Redis that hangs keeps one thread, not
-    all of them. What comes back may be another Redis, or an empty one, so asking means to mark or
-    check the schema. May be shared by threads.
+    everybody else is refused until that has an answer: those who wait for a Redis that hangs do
+    not wait one after another. What comes back may be another Redis, or an empty one, so asking
+    means to mark or check the schema. One event loop may use an instance.
     """
 
     def __init__(self, redis_url: str) -> None:
         self._shown_url = safe_redis_url(redis_url)
-        self._registry = TaskRegistry(connect(redis_url))
+        self._registry = AsyncTaskRegistry.from_url(redis_url)
+        self._turns = asyncio.Semaphore(CONNECTIONS)
         self._usable = False
         self._was_usable = False
         self._loss: RegistryUnavailable | None = None
-        self._asking = threading.Lock()
+        self._asking = asyncio.Lock()
         self._patience_until = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="registry-gate", daemon=True)
+        self._watching: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to look after Redis, in the background."""
-        self._thread.start()
+        self._watching = asyncio.create_task(self._watch(), name="registry-gate")
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop that, and close the registry."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(CLOSE_SECONDS)
-        self._registry.close()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+        await self._registry.close()
 
-    @contextmanager
-    def use(self) -> Iterator[TaskRegistry]:
-        """Lend the registry, its schema checked.
+    async def run(self, operation: Operation[_Result]) -> _Result:
+        """Carry out an operation when it has its turn, first come, first served.
 
         Raises:
             RegistryUnavailable: Redis cannot be used.
             SchemaMismatch: a newer version wrote this registry.
         """
+        async with self._turns:
+            return await self.run_at_once(operation)
+
+    async def run_at_once(self, operation: Operation[_Result]) -> _Result:
+        """The same without waiting for a turn, for those who bound their number themselves."""
         if not self._usable:
-            self._ask_or_refuse()
+            await self._ask_or_refuse()
         try:
-            yield self._registry
+            return await self._registry.run(operation)
         except RegistryUnavailable as error:
             if lost(error):
                 self._lose(error)
             raise
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """Ask Redis, whatever is known of it, and mark or check the schema.
 
         Raises:
-            RegistryUnavailable, SchemaMismatch: as for `use`.
+            RegistryUnavailable, SchemaMismatch: as for `run`.
         """
-        with self._asking:
-            self._ask()
+        async with self._asking:
+            await self._ask()
 
-    def _ask_or_refuse(self) -> None:
+    async def _ask_or_refuse(self) -> None:
         loss = self._loss
         # Before the first answer nothing is known, and waiting for it is right.
-        patience = -1 if loss is None else max(0.0, self._patience_until - time.monotonic())
-        if not self._asking.acquire(timeout=patience):
-            raise RegistryUnavailable(str(loss))
+        patience = None if loss is None else max(0.0, self._patience_until - _now())
+        try:
+            async with asyncio.timeout(patience):
+                await self._asking.acquire()
+        except TimeoutError:
+            raise RegistryUnavailable(str(loss)) from None
         try:
             if self._usable:
                 return
             if self._loss is not None and self._loss is not loss:
                 raise RegistryUnavailable(str(self._loss))
-            self._ask()
+            await self._ask()
         finally:
             self._asking.release()
 
-    def _ask(self) -> None:
-        self._patience_until = time.monotonic() + PATIENCE_SECONDS
+    async def _ask(self) -> None:
+        self._patience_until = _now() + PATIENCE_SECONDS
         try:
-            self._registry.initialize()
+            await self._registry.run(operations.initialize())
         except RegistryUnavailable as error:
             # A full or read-only Redis cannot be marked, but what is in it can be read.
             if lost(error) or not self._was_usable:
@@ -120,22 +128,21 @@ class RegistryGate:
         self._loss = error
         self._usable = False
 
-    def _watch(self) -> None:
+    async def _watch(self) -> None:
         well: bool | None = None
-        while not self._stop.is_set():
+        while True:
             before = well
             try:
-                self.check()
+                await self.check()
                 well = True
-                warning = None if before else self._registry.persistence_warning()
+                warning = None
+                if not before:
+                    warning = await self._registry.run(operations.persistence_warning())
             except RegistryError as error:
                 well = False
                 if before is not False:
                     log.warning("%s; answering 503 until Redis can be used", error)
             except Exception:
-                # Closing the registry under this thread's feet ends it in one of several ways.
-                if self._stop.is_set():
-                    return
                 well = False
                 if before is not False:
                     log.exception("the registry cannot be opened")
@@ -144,4 +151,8 @@ class RegistryGate:
                     log.info("recording tasks in %s", self._shown_url)
                 if warning:
                     log.warning("%s", warning)
-            self._stop.wait(CHECK_SECONDS if well else RETRY_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS if well else RETRY_SECONDS)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -142,6 +142,9 @@ the lease: the gap must be below 6 s. And it must be above the 3 s for which a w
 block before it marks that Redis is at work; the intake's waits block for 2 s.
 """
 
+REAPER_MARK_MS = 100
+"""A mark that Redis is at work is made anew after so long; a gap seems that much longer at most."""
+
 RENEWAL_MS = 7_000
 """After such a gap, leases with less than this left are made whole once.
 

@@ -10,6 +10,8 @@ from importlib import resources
 from typing import Final
 
 import redis
+import redis.asyncio
+import redis.asyncio.retry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -18,8 +20,10 @@ from task_api.redis_url import safe_redis_url
 from task_api.task import RegistryUnavailable
 
 __all__ = [
+    "COMMAND_TIMEOUT_SECONDS",
     "LONGEST_BLOCK_SECONDS",
     "connect",
+    "connect_async",
     "lost",
     "safe_redis_url",
     "script_source",
@@ -60,6 +64,24 @@ def connect(url: str) -> redis.Redis:
         # Every script may be sent twice without harm.
         # A time-out is not repeated: the caller has waited long enough.
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+    )
+
+
+def connect_async(url: str) -> redis.asyncio.Redis:
+    """A client for an event loop; tries once more where `connect` does.
+
+    Only making a connection has a time-out. Whoever sends a command has to put one around it: the
+    client's own ones make a task for each command.
+
+    Args:
+        url: redis://, rediss:// or unix:// URL.
+    """
+    return redis.asyncio.Redis.from_url(
+        url,
+        protocol=2,
+        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        socket_timeout=None,
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )
 
 

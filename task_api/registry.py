@@ -11,14 +11,13 @@ from __future__ import annotations
 import json
 import random
 import time
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Final, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 import redis
 
-from task_api import keys
+from task_api import keys, operations
+from task_api.operations import BATCH, Argument, Command, Operation, Script, as_bytes, request_id
 from task_api.records import (
     Attempt,
     Claim,
@@ -33,7 +32,6 @@ from task_api.records import (
     Verdict,
     decoded,
     event_of,
-    problems_text,
     record_of,
     shortened,
 )
@@ -42,12 +40,9 @@ from task_api.task import (
     Outcome,
     Reason,
     RegistryUnavailable,
-    SchemaMismatch,
     SourceType,
     TaskState,
     TransitionRefused,
-    UnknownTask,
-    normalize_uuid,
 )
 
 __all__ = [
@@ -65,8 +60,7 @@ __all__ = [
     "Verdict",
 ]
 
-BATCH: Final = 200
-"""How many tasks one call of a script touches, so that it never holds Redis for long."""
+_Result = TypeVar("_Result")
 
 
 class TaskRegistry:
@@ -108,12 +102,7 @@ class TaskRegistry:
         Raises:
             SchemaMismatch: a newer version of this project wrote the registry.
         """
-        found = int(self._run("initialize"))
-        if found > keys.SCHEMA_VERSION:
-            raise SchemaMismatch(
-                f"the registry in this Redis has schema version {found}, this program knows "
-                f"version {keys.SCHEMA_VERSION}; update buttercup-orchestrator"
-            )
+        self.run(operations.initialize())
 
     def ping(self) -> None:
         """Return if Redis answers and takes commands."""
@@ -122,23 +111,7 @@ class TaskRegistry:
 
     def persistence_warning(self) -> str | None:
         """What an operator should know when this Redis may forget an answered task, or None."""
-        with translated():
-            try:
-                found = cast(dict[str | bytes, str | bytes], self._redis.config_get("append*"))
-            except redis.ResponseError:  # managed servers refuse CONFIG
-                return None
-        settings = {decoded(name): decoded(value) for name, value in found.items()}
-        if settings.get("appendonly") != "yes":
-            return (
-                "this Redis keeps no append-only file and forgets accepted tasks when it stops; "
-                "set 'appendonly yes' and 'appendfsync always'"
-            )
-        if settings.get("appendfsync") != "always":
-            return (
-                "this Redis may forget the last second of accepted tasks when its machine stops; "
-                "set 'appendfsync always'"
-            )
-        return None
+        return self.run(operations.persistence_warning())
 
     # --- intake ------------------------------------------------------------------------------
 
@@ -165,39 +138,7 @@ class TaskRegistry:
             submissions: its tasks in order; may be empty.
             answer: the text with which success will be answered.
         """
-        arguments: list[str | bytes | float] = [message_id, fingerprint, answer, len(submissions)]
-        for submission in submissions:
-            task = submission.task
-            spec = task.to_dict()
-            del spec["sources"]
-            arguments += [
-                task.task_id,
-                task.identity,
-                json.dumps(spec),
-                task.deadline_ms,
-                str(task.type),
-                _text(task.project_name),
-                _text(task.focus),
-                json.dumps(task.metadata),
-                _text(problems_text(submission.problems)),
-                len(task.sources),
-            ]
-            for source in task.sources:
-                arguments += [
-                    str(source.type),
-                    source.sha256.encode("ascii", "backslashreplace"),
-                    "\n".join(json.dumps(url) for url in source.urls),
-                ]
-        verdicts = self._run("accept", *arguments)
-        if verdicts[0] == "repeated":
-            return Receipt((), verdicts[1], repeated=True)
-        return Receipt(
-            tuple(
-                Verdict(submission.task.task_id, kind)
-                for submission, kind in zip(submissions, verdicts[1:], strict=True)
-            ),
-            answer,
-        )
+        return self.run(operations.accept(message_id, fingerprint, submissions, answer=answer))
 
     def add_sarif(self, task_id: str, sarif_id: str, broadcast: Mapping[str, Any]) -> bool:
         """Keep a SARIF broadcast, once for each sarif_id of a task.
@@ -205,7 +146,7 @@ class TaskRegistry:
         Returns:
             Whether it is new.
         """
-        return bool(self._run("sarif", _request_id(), task_id, sarif_id, json.dumps(broadcast)))
+        return self.run(operations.add_sarif(task_id, sarif_id, broadcast))
 
     def sarifs(self, task_id: str) -> dict[str, Any]:
         """The SARIF broadcasts of a task by their sarif_id."""
@@ -230,7 +171,7 @@ class TaskRegistry:
         except IndexError:
             if limit <= 0:
                 return []
-            request = _request_id()
+            request = request_id()
         try:
             taken = self._run("claim", request, max(0, min(limit, BATCH)), lease_ms)
         except RegistryUnavailable:
@@ -337,7 +278,7 @@ class TaskRegistry:
         Raises:
             UnknownTask, TransitionRefused: the attempt is over; remove the folder.
         """
-        self._move("made ready", "ready", task_id, token, _text(path), machine)
+        self._move("made ready", "ready", task_id, token, as_bytes(path), machine)
 
     def confirm(self, task_id: str, token: int) -> None:
         """Return if the attempt with this token is still the one that may publish.
@@ -378,7 +319,7 @@ class TaskRegistry:
             task_id,
             token,
             reason.code,
-            _text(shortened(reason.text)),
+            as_bytes(shortened(reason.text)),
             int(transient),
             retry_after_ms,
             retry_until_ms or 0,
@@ -411,12 +352,7 @@ class TaskRegistry:
             TransitionRefused: the task has ended; there is nothing to cancel. Never raised for a
                 task that is canceled already.
         """
-        why = reason or Reason("canceled", "cancelled on request")
-        try:
-            self._move("canceled", "cancel", task_id, why.code, _text(shortened(why.text)))
-        except UnknownTask:
-            return False
-        return True
+        return self.run(operations.cancel(task_id, reason=reason))
 
     def cancel_all(self, *, reason: Reason | None = None) -> int:
         """Cancel every live task that was recorded before this call, however it moves meanwhile.
@@ -424,14 +360,7 @@ class TaskRegistry:
         Returns:
             How many were cancelled.
         """
-        why = reason or Reason("canceled", "cancelled on request, with all others")
-        with translated():
-            last = int(cast(bytes | None, self._redis.get(keys.SEQUENCE)) or 0)
-        text = _text(shortened(why.text))
-        canceled = 0
-        while count := int(self._run("cancel_all", _request_id(), last, BATCH, why.code, text)):
-            canceled += count
-        return canceled
+        return self.run(operations.cancel_all(reason=reason))
 
     def retry(self, task_id: str) -> None:
         """Prepare a task again: errored or failed → pending, with its failures forgotten.
@@ -443,7 +372,7 @@ class TaskRegistry:
             UnknownTask, TransitionRefused: it is in another state, its deadline has passed, or it
                 was refused when it was posted.
         """
-        self._move("retried", "retry", task_id, _request_id())
+        self.run(operations.retry(task_id))
 
     def report_outcome(self, task_id: str, outcome: Outcome, reason: str = "") -> None:
         """Record what a consumer made of a ready task. The same report may be repeated.
@@ -451,7 +380,7 @@ class TaskRegistry:
         Raises:
             UnknownTask, TransitionRefused: the task is not ready, or has another outcome.
         """
-        self._move("given an outcome", "outcome", task_id, str(outcome), _text(shortened(reason)))
+        self.run(operations.report_outcome(task_id, outcome, reason))
 
     def reap(self) -> Reaped:
         """Expire tasks past their deadline and take back leases that ran out.
@@ -465,7 +394,7 @@ class TaskRegistry:
         errored: list[str] = []
         more = True
         while more:
-            more_flag, *moves = self._run("reap", _request_id(), BATCH, _jitter())
+            more_flag, *moves = self._run("reap", request_id(), BATCH, _jitter())
             more = more_flag == "1"
             for i in range(0, len(moves), 2):
                 {"expired": expired, "pending": returned, "errored": errored}[moves[i]].append(
@@ -550,10 +479,7 @@ class TaskRegistry:
         Raises:
             UnknownTask: no such task.
         """
-        (found,) = self.get_many([task_id])
-        if found is None:
-            raise UnknownTask(task_id)
-        return found
+        return self.run(operations.get(task_id))
 
     def get_many(self, task_ids: Sequence[str]) -> list[TaskRecord | None]:
         """The tasks with these ids, None for an unknown one, in one round trip."""
@@ -588,35 +514,11 @@ class TaskRegistry:
         Raises:
             UnknownTask: `after` is not known.
         """
-        highest = "+inf" if after is None else f"({self._sequence(after)}"
-        states = list(TaskState) if state is None else [state]
-        records: list[TaskRecord] = []
-        while (wanted := min(BATCH, limit - len(records))) > 0:
-            rows = self._run("page", highest, wanted, *states)
-            for task_id, _, fields in rows:
-                found = dict(zip(fields[::2], fields[1::2], strict=True))
-                with suppress(KeyError, ValueError):
-                    records.append(record_of(task_id, found))
-            if len(rows) < wanted:
-                break
-            highest = f"({rows[-1][1]}"
-        return records
-
-    def _sequence(self, task_id: str) -> int:
-        with translated():
-            found = cast(bytes | None, self._redis.hget(keys.TASK + task_id, "sequence"))
-        if found is None:
-            raise UnknownTask(task_id)
-        return int(found)
+        return self.run(operations.page(state=state, limit=limit, after=after))
 
     def events(self, task_id: str, *, limit: int = 1000) -> list[Event]:
         """The timeline of a task, oldest first; of a longer one the latest `limit` events."""
-        with translated():
-            entries = cast(
-                list[tuple[bytes, dict[bytes, bytes]]],
-                self._redis.xrevrange(keys.EVENTS + task_id, count=limit),
-            )
-        return [event_of(entry, task_id) for entry in reversed(entries)]
+        return self.run(operations.events(task_id, limit=limit))
 
     def follow(self, after: str = "$", *, block_seconds: float = 1.0) -> list[Event]:
         """Events of all tasks after a stream id, waiting for the first if there is none.
@@ -640,71 +542,50 @@ class TaskRegistry:
 
     def status(self) -> Status:
         """Sizes of the indexes, counters and heartbeats, in one round trip."""
-        sizes, counters, numbers, sensor = self._run("status", *TaskState)
-        counted = dict(zip(counters[::2], counters[1::2], strict=True))
-        waiting, due, workers, occupied, lingering, now_ms = (int(number) for number in numbers)
-        seen = dict(zip(sensor[::2], sensor[1::2], strict=True))
-        return Status(
-            states={state: int(size) for state, size in zip(TaskState, sizes, strict=True)},
-            succeeded=int(counted.get("succeeded", 0)),
-            failed=int(counted.get("failed", 0)),
-            errored=int(counted.get("errored", 0)),
-            canceled=int(counted.get("canceled", 0)),
-            waiting=waiting,
-            due=due,
-            since_ms=int(counted.get("since", now_ms)),
-            now_ms=now_ms,
-            sensor_seen_ms=int(seen["seen_ms"]) if "seen_ms" in seen else None,
-            needs_workers=seen.get("needs_workers") == "1",
-            workers=workers,
-            occupied=occupied,
-            lingering=lingering,
-        )
+        return self.run(operations.status())
 
     def reset_counters(self) -> None:
         """Set the counters to 0; `since` becomes now."""
-        self._run("reset_counters")
+        self.run(operations.reset_counters())
 
-    # --- scripts -----------------------------------------------------------------------------
+    # --- operations --------------------------------------------------------------------------
 
-    def _run(self, script: str, *arguments: str | bytes | float) -> Any:
-        registered = self._scripts.get(script)
-        if registered is None:
-            registered = self._redis.register_script(script_source(script))
-            self._scripts[script] = registered
+    def run(self, operation: Operation[_Result]) -> _Result:
+        """Carry out an operation of `task_api.operations`; the methods above do it with theirs."""
+        try:
+            request = next(operation)
+            while True:
+                try:
+                    reply = self._send(request)
+                except Exception as error:  # noqa: BLE001 - the operation's to judge
+                    request = operation.throw(error)
+                else:
+                    request = operation.send(reply)
+        except StopIteration as done:
+            result: _Result = done.value
+            return result
+
+    def _send(self, request: Script | Command) -> Any:
         with translated():
-            return decoded(registered(args=arguments))
+            if isinstance(request, Script):
+                return decoded(self._script(request.name)(args=request.arguments))
+            # The client has no types for it.
+            return self._redis.execute_command(*request.arguments)  # type: ignore[no-untyped-call]
 
-    def _move(
-        self, move: str, script: str, task_id: str, *arguments: str | bytes | float
-    ) -> list[str]:
-        """Run a script that moves one task; its reply is `ok …`, `unknown` or `refused …`."""
-        verdict, *reply = self._run(script, normalize_uuid(task_id), *arguments)
-        if verdict == "ok":
-            return cast(list[str], reply)
-        if verdict == "unknown":
-            raise UnknownTask(task_id)
-        state, token, run_id, code, text, stale = reply
-        raise TransitionRefused(
-            task_id,
-            move,
-            state=TaskState(state),
-            token=int(token),
-            run_id=run_id or None,
-            reason=Reason(code, text) if code else None,
-            stale=stale == "1",
-        )
+    def _script(self, name: str) -> Any:
+        registered = self._scripts.get(name)
+        if registered is None:
+            registered = self._redis.register_script(script_source(name))
+            self._scripts[name] = registered
+        return registered
 
+    def _run(self, script: str, *arguments: Argument) -> Any:
+        return self.run(operations.script(script, *arguments))
 
-def _request_id() -> str:
-    """Names one call; a script that gets it a second time answers what it answered at first."""
-    return uuid.uuid4().hex
+    def _move(self, move: str, script: str, task_id: str, *arguments: Argument) -> list[str]:
+        return self.run(operations.move(move, script, task_id, *arguments))
 
 
 def _jitter() -> str:
     """A factor for a pause; half of it is random, so that failures do not come back together."""
     return f"{random.uniform(0.5, 1.0):.4f}"  # noqa: S311 - not a secret
-
-
-def _text(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")

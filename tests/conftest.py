@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from task_api.registry import TaskRegistry
 from tests.support.redis_server import RedisServer
@@ -52,6 +53,13 @@ def own_redis() -> Iterator[RedisServer]:
     """A fresh Redis of the test's own, which it may stop, kill and start again."""
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture
+def portal() -> Iterator[BlockingPortal]:
+    """A way into an event loop that runs in a thread."""
+    with start_blocking_portal() as opened:
+        yield opened
 
 
 @pytest.fixture

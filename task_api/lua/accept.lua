@@ -33,8 +33,10 @@ local function take_task()
   return task
 end
 
--- Its first write takes memory: a full Redis refuses a script there, and only there.
-local function record(task, state, event, code, text)
+-- `before` is token and state of the refused task whose place it takes, or empty: a task that is
+-- posted anew, corrected, goes on with its token. The first write here takes memory: a full Redis
+-- refuses a script there, and only there.
+local function record(task, before, state, event, code, text)
   local sequence = digits(redis.call('INCR', KEY.SEQUENCE))
   local types, fields = {}, {'spec', task.spec, 'identity', task.identity, 'sequence', sequence,
     'deadline_ms', task.deadline_ms, 'type', task.type, 'project_name', task.project_name,
@@ -51,14 +53,12 @@ local function record(task, state, event, code, text)
       fields[#fields + 1] = source.urls
     end
   end
-  -- A refused task that is posted anew, corrected, takes the place of its record; its token goes on.
-  local before = redis.call('HMGET', KEY.TASK .. task.id, 'token', 'state')
-  if before[2] then
-    redis.call('ZREM', KEY.INDEX .. before[2], task.id)
+  if before.state then
+    redis.call('ZREM', KEY.INDEX .. before.state, task.id)
+    redis.call('DEL', KEY.TASK .. task.id)
   end
-  redis.call('DEL', KEY.TASK .. task.id)
   redis.call('HSET', KEY.TASK .. task.id, 'source_types', table.concat(types, ' '),
-    'token', before[1] or '0', unpack(fields))
+    'token', before.token or '0', unpack(fields))
   redis.call('PERSIST', KEY.SARIF .. task.id)
   move(task.id, 'new', state, {code = code, text = text}, event, {'code', code, 'text', text})
   if state == 'canceled' then
@@ -107,7 +107,8 @@ end
 local verdicts, waiting_refusals, some_accepted, last_deadline = {'new'}, {}, false, NOW
 for place = 1, number do
   local task = take_task()
-  local found = read(task.id, 'identity', 'refused')
+  local found = read(task.id, 'identity', 'refused', 'token', 'state')
+  local before = {token = found[3], state = found[4]}
   local verdict
   if found[1] and not found[2] then
     if found[1] == task.identity then
@@ -121,11 +122,11 @@ for place = 1, number do
     waiting_refusals[#waiting_refusals + 1] = task
     verdict = 'refused'
   elseif redis.call('EXISTS', KEY.CANCELED_AHEAD .. task.id) == 1 then
-    record(task, 'canceled', 'canceled', 'canceled', 'its cancel came before it')
+    record(task, before, 'canceled', 'canceled', 'canceled', 'its cancel came before it')
     redis.call('DEL', KEY.CANCELED_AHEAD .. task.id)
     verdict = 'canceled'
   else
-    record(task, 'pending', 'accepted', '', '')
+    record(task, before, 'pending', 'accepted', '', '')
     verdict = 'accepted'
   end
   some_accepted = some_accepted or verdict == 'accepted' or verdict == 'duplicate'
@@ -137,7 +138,7 @@ end
 if some_accepted or number == 0 then
   for _, task in ipairs(waiting_refusals) do
     if not redis.call('HGET', KEY.TASK .. task.id, 'identity') then
-      record(task, 'errored', 'errored', 'refused', task.problems)
+      record(task, {}, 'errored', 'errored', 'refused', task.problems)
       redis.call('HSET', KEY.TASK .. task.id, 'refused', '1')
     end
   end

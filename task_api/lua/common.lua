@@ -43,15 +43,20 @@ local function remember(request, answer)
   return answer
 end
 
+local function unwatched_ms()
+  return NOW - tonumber(redis.call('GET', KEY.REAPER) or '0')
+end
+
 -- Whether Redis was away or frozen for so long that leases may have run out for that reason alone.
 local function unwatched()
-  return NOW - tonumber(redis.call('GET', KEY.REAPER) or '0') > KEY.REAPER_GAP_MS
+  return unwatched_ms() > KEY.REAPER_GAP_MS
 end
 
 -- Redis is at work, so whoever holds a lease can renew it. After a gap only the reaper may say so,
--- when it has made up for the gap.
+-- when it has made up for the gap. A mark that was just made is not made again.
 local function at_work()
-  if not unwatched() then
+  local ago_ms = unwatched_ms()
+  if ago_ms >= KEY.REAPER_MARK_MS and ago_ms <= KEY.REAPER_GAP_MS then
     redis.call('SET', KEY.REAPER, digits(NOW))
   end
 end
@@ -126,17 +131,19 @@ local function move(id, from, to, set, event, about)
   end
   set = set or {}
   local task = KEY.TASK .. id
-  local sequence = redis.call('HGET', task, 'sequence')
-  if from ~= 'new' then
+  local known = read(id, 'sequence', 'deadline_ms')
+  -- What is new is in none of the sets.
+  local new = from == 'new'
+  if not new then
     redis.call('ZREM', KEY.INDEX .. from, id)
   end
-  redis.call('ZADD', KEY.INDEX .. to, sequence, id)
+  redis.call('ZADD', KEY.INDEX .. to, known[1], id)
 
   local until_ms = ''
   if LEASED[to] then
     until_ms = digits(NOW + set.lease_ms)
     redis.call('ZADD', KEY.LEASES, until_ms, id)
-  else
+  elseif not new then
     redis.call('ZREM', KEY.LEASES, id)
   end
   set.lease_ms = nil
@@ -147,29 +154,34 @@ local function move(id, from, to, set, event, about)
     redis.call('ZADD', KEY.DUE, due, id)
     ring()
   else
-    redis.call('ZREM', KEY.DUE, id)
+    if not new then
+      redis.call('ZREM', KEY.DUE, id)
+    end
     set.not_before_ms = ''
   end
 
   if LIVE[to] then
-    redis.call('ZADD', KEY.DEADLINES, redis.call('HGET', task, 'deadline_ms'), id)
-  else
+    redis.call('ZADD', KEY.DEADLINES, known[2], id)
+  elseif not new then
     redis.call('ZREM', KEY.DEADLINES, id)
   end
 
-  set.state = to
-  set.updated_ms = digits(NOW)
+  local fields = {'state', to, 'updated_ms', digits(NOW)}
   for name, value in pairs(set) do
-    redis.call('HSET', task, name, value)
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
   end
+  redis.call('HSET', task, unpack(fields))
   if to ~= 'ready' and from == 'ready' then
     redis.call('SREM', KEY.WAITING, id)
     redis.call('HDEL', task, 'waiting')
   end
-  if not ANNOUNCED[to] then
-    redis.call('ZREM', KEY.UNMATERIALIZED, id)
+  if not new then
+    if not ANNOUNCED[to] then
+      redis.call('ZREM', KEY.UNMATERIALIZED, id)
+    end
+    judge_folder(id, to)
   end
-  judge_folder(id, to)
   if COUNTED[to] then
     count(to)
   end

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from task_api.answers import AsciiJSONResponse
-from task_api.context import Context
+from task_api.context import context_of
 
 router = APIRouter(tags=["operation"])
 
@@ -31,13 +31,15 @@ async def healthz() -> str:
     response_model=Checks,
     responses={503: {"model": Checks, "description": "Something is missing."}},
 )
-async def readyz(context: Context) -> Response:
-    """The same checks that `/status/` reports on."""
+async def readyz(request: Request) -> Response:
+    """The same checks that `/status/` reports on, and whether the server has a key."""
+    context = context_of(request)
     status, redis_problem = await context.read_status()
     # Nobody has shown a key here: where Redis is, and what it said, is for the log and /status/.
     shown = "cannot be used; the server's log says more" if redis_problem else None
     judged = context.judge(status, shown)
     checks = {name: problem or "ok" for name, problem in judged.checks.items()}
-    return AsciiJSONResponse(
-        {"ready": judged.ready, "checks": checks}, 200 if judged.ready else 503
-    )
+    if context.verifier.problem is not None:
+        checks["key"] = "cannot be used; the server's log says more"
+    ready = set(checks.values()) == {"ok"}
+    return AsciiJSONResponse({"ready": ready, "checks": checks}, 200 if ready else 503)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 
-from task_api import wire
-from task_api.context import Context, Registry, require_key
+from task_api import operations, wire
+from task_api.context import context_of, require_key
 from task_api.records import Status
 from task_api.task import TaskState
 
@@ -18,8 +18,9 @@ router = APIRouter(prefix="/status", tags=["status"], dependencies=[Depends(requ
     summary="Report the status",
     response_description="The status at this moment.",
 )
-async def get_status(context: Context) -> wire.Status:
+async def get_status(request: Request) -> wire.Status:
     """Whether the system can work, what is missing if not, and how many tasks there are."""
+    context = context_of(request)
     status, redis_problem = await context.read_status()
     judged = context.judge(status, redis_problem)
     details = judged.problems
@@ -41,9 +42,9 @@ async def get_status(context: Context) -> wire.Status:
     summary="Reset the counters",
     response_description="The counters stand at 0.",
 )
-def reset_status(registry: Registry) -> str:
+async def reset_status(request: Request) -> str:
     """Count succeeded, failed, errored and canceled anew; `since` becomes now."""
-    registry.reset_counters()
+    await context_of(request).gate.run(operations.reset_counters())
     return "counters reset"
 
 

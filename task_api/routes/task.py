@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from task_api import answers, wire
+from task_api import answers, operations, wire
 from task_api.answers import AsciiJSONResponse, refuse
-from task_api.context import Body, Registry, TaskId, now_ms, require_key
+from task_api.bodies import raw_body, worked_out
+from task_api.context import TaskId, context_of, now_ms, require_key
 from task_api.intake import answer_to, fingerprint, refusals, submissions_of
+from task_api.operations import Operation
+from task_api.records import Receipt, Submission
 from task_api.task import (
     Outcome,
     Problem,
@@ -30,18 +34,32 @@ MAX_PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """A posted message whose schema is in order, and the digest of its body."""
+class Posted:
+    """The tasks of a message whose schema is in order, and what accepts them."""
 
-    content: wire.Task
-    fingerprint: str
+    submissions: list[Submission]
+    acceptance: Operation[Receipt]
 
 
-def task_message(body: Body) -> Message:
-    """Read the body of `POST /v1/task/`; a plain function, so that a thread does the work."""
+def posted(body: bytes) -> Posted:
+    """Read the body of `POST /v1/task/`."""
     data = bounded(parse_json(body))
+    # Before anything is changed in the data.
     digest = fingerprint(data)
-    return Message(validated(wire.Task, whole_numbers(data)), digest)
+    message = validated(wire.Task, whole_numbers(data))
+    submissions = submissions_of(message, now_ms=now_ms())
+    return Posted(
+        submissions,
+        operations.accept(
+            str(message.message_id), digest, submissions, answer=answer_to(submissions)
+        ),
+    )
+
+
+def refused(submissions: Sequence[Submission], receipt: Receipt) -> Response:
+    """The answer to a message of which nothing was accepted."""
+    conflicts_only = all(verdict.kind == "conflict" for verdict in receipt.verdicts)
+    return refuse(409 if conflicts_only else 422, problem_list(refusals(submissions, receipt)))
 
 
 class OutcomeReport(BaseModel):
@@ -58,7 +76,7 @@ class OutcomeReport(BaseModel):
     ] = None
 
 
-def outcome_report(body: Body) -> OutcomeReport:
+def outcome_report(body: bytes) -> OutcomeReport:
     """Read the body of `POST /v1/task/{task_id}/outcome/`."""
     return validated(OutcomeReport, parse_json(body))
 
@@ -78,25 +96,18 @@ def _body(model: str) -> dict[str, Any]:
     response_description="The tasks are stored.",
     response_model=str,
 )
-def submit_tasks(
-    message: Annotated[Message, Depends(task_message)], registry: Registry
-) -> Response:
+async def submit_tasks(request: Request) -> Response:
     """Store the tasks of one message and answer.
 
     A task that is known already, by its id and content, is not stored twice; new URLs of it are
     kept. Of several tasks the valid ones are accepted; the request is refused only if none is.
     """
-    submissions = submissions_of(message.content, now_ms=now_ms())
-    receipt = registry.accept(
-        str(message.content.message_id),
-        message.fingerprint,
-        submissions,
-        answer=answer_to(submissions),
-    )
+    body = await raw_body(request)
+    message = await worked_out(body, posted, body)
+    receipt = await context_of(request).gate.run(message.acceptance)
     if receipt.accepted:
         return AsciiJSONResponse(receipt.answer, 202)
-    conflicts_only = all(verdict.kind == "conflict" for verdict in receipt.verdicts)
-    return refuse(409 if conflicts_only else 422, problem_list(refusals(submissions, receipt)))
+    return await worked_out(body, refused, message.submissions, receipt)
 
 
 @router.delete(
@@ -105,9 +116,9 @@ def submit_tasks(
     summary="Cancel all tasks",
     response_description="No task from before this call goes on.",
 )
-def cancel_all_tasks(registry: Registry) -> str:
+async def cancel_all_tasks(request: Request) -> str:
     """Stop every task that has not ended. May be repeated."""
-    count = registry.cancel_all()
+    count = await context_of(request).gate.run(operations.cancel_all())
     return f"cancelled {count} {'task' if count == 1 else 'tasks'}"
 
 
@@ -117,13 +128,13 @@ def cancel_all_tasks(registry: Registry) -> str:
     summary="Cancel one task",
     response_description="The task does not go on.",
 )
-def cancel_task(task_id: TaskId, registry: Registry) -> str:
+async def cancel_task(task_id: TaskId, request: Request) -> str:
     """Stop this task.
 
     An unknown id is remembered, and its task is cancelled when it comes. May be repeated.
     """
     try:
-        known = registry.cancel(str(task_id))
+        known = await context_of(request).gate.run(operations.cancel(str(task_id)))
     except TransitionRefused as error:
         return f"task {task_id} has ended already: it is {error.state}"
     if not known:
@@ -138,8 +149,8 @@ def cancel_task(task_id: TaskId, registry: Registry) -> str:
     response_model=TaskPage,
     responses={**answers.UNAUTHORIZED, **answers.INVALID},
 )
-def list_tasks(
-    registry: Registry,
+async def list_tasks(
+    request: Request,
     state: Annotated[TaskState | None, Query(description="Only tasks in this state.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="How many at the most.")] = 50,
     after: Annotated[UUID | None, Query(description="`next` of the page before.")] = None,
@@ -147,8 +158,10 @@ def list_tasks(
     """Tasks in the order in which they came, newest first."""
     try:
         # One more than asked for tells whether there is a further page.
-        records = registry.page(
-            state=state, limit=limit + 1, after=None if after is None else str(after)
+        records = await context_of(request).gate.run(
+            operations.page(
+                state=state, limit=limit + 1, after=None if after is None else str(after)
+            )
         )
     except UnknownTask as error:
         raise TaskInvalid([Problem(("after",), f"{error}; begin with the first page")]) from error
@@ -164,10 +177,11 @@ def list_tasks(
     response_model=TaskView,
     responses={**answers.UNAUTHORIZED, **answers.UNKNOWN, **answers.INVALID},
 )
-def get_task(task_id: TaskId, registry: Registry) -> Response:
+async def get_task(task_id: TaskId, request: Request) -> Response:
     """Where a task stands, what is known of its sources, and its timeline."""
-    record = registry.get(str(task_id))
-    return AsciiJSONResponse(details(record, registry.events(str(task_id))))
+    record = await context_of(request).gate.run(operations.get(str(task_id)))
+    events = await context_of(request).gate.run(operations.events(str(task_id)))
+    return AsciiJSONResponse(details(record, events))
 
 
 @router.post(
@@ -181,9 +195,9 @@ def get_task(task_id: TaskId, registry: Registry) -> Response:
         **answers.INVALID,
     },
 )
-def retry_task(task_id: TaskId, registry: Registry) -> str:
+async def retry_task(task_id: TaskId, request: Request) -> str:
     """Put an errored or failed task back to pending, before its deadline."""
-    registry.retry(str(task_id))
+    await context_of(request).gate.run(operations.retry(str(task_id)))
     return f"task {task_id} is pending again"
 
 
@@ -199,11 +213,11 @@ def retry_task(task_id: TaskId, registry: Registry) -> str:
         **answers.INVALID,
     },
 )
-def report_outcome(
-    task_id: TaskId,
-    report: Annotated[OutcomeReport, Depends(outcome_report)],
-    registry: Registry,
-) -> str:
+async def report_outcome(task_id: TaskId, request: Request) -> str:
     """Record what a consumer made of a task. The same report may be repeated."""
-    registry.report_outcome(str(task_id), report.state, report.reason or "")
+    body = await raw_body(request)
+    report = await worked_out(body, outcome_report, body)
+    await context_of(request).gate.run(
+        operations.report_outcome(str(task_id), report.state, report.reason or "")
+    )
     return f"task {task_id} is recorded as {report.state}"

@@ -27,8 +27,10 @@ from task_api.auth import (
     make_token,
     resolve_key,
 )
+from task_api.context import VERIFICATIONS_AT_ONCE
 from task_api.settings import TaskServerSettings
 from tests.support.server import (
+    CHEAP,
     KEY_ID,
     TOKEN,
     TOKEN_HASH,
@@ -173,9 +175,65 @@ def test_what_was_right_is_remembered_and_what_was_wrong_is_not() -> None:
         assert not verifier.verify(key_id, token)
     assert verifier.remembers(KEY_ID, TOKEN)
     assert TOKEN not in repr(vars(verifier))
-    other = KeyVerifier(ApiKey(KEY_ID, TOKEN_HASH))
-    other.verify(KEY_ID, TOKEN)
-    assert other._remembered[0] != verifier._remembered[0]
+    one, other = KeyVerifier(ApiKey(KEY_ID, TOKEN_HASH))._held, verifier._held
+    assert one is not None
+    assert other is not None
+    assert one.verify(KEY_ID, TOKEN)
+    assert one._remembered[0] != other._remembered[0]
+
+
+def test_a_key_that_was_replaced_is_forgotten() -> None:
+    verifier = KeyVerifier(ApiKey(KEY_ID, TOKEN_HASH))
+    assert verifier.check(KEY_ID, TOKEN)
+    verifier.use(ApiKey(UNKNOWN_ID, CHEAP.hash("another")))
+    assert not verifier.remembers(KEY_ID, TOKEN)
+    assert not verifier.check(KEY_ID, TOKEN)
+    assert verifier.check(UNKNOWN_ID, "another")
+    verifier.refuse("it is damaged")
+    assert not verifier.remembers(UNKNOWN_ID, "another")
+    assert not verifier.check(UNKNOWN_ID, "another")
+    assert verifier.problem == "it is damaged"
+    verifier.use(ApiKey(KEY_ID, TOKEN_HASH))
+    assert not verifier.remembers(KEY_ID, TOKEN)
+    assert verifier.check(KEY_ID, TOKEN)
+    assert verifier.problem is None
+
+
+def test_a_key_that_is_replaced_while_it_is_verified_lets_nobody_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    verifier = KeyVerifier(ApiKey(KEY_ID, TOKEN_HASH))
+    verify = argon2.PasswordHasher.verify
+
+    def slow(hasher: argon2.PasswordHasher, token_hash: str, token: str) -> bool:
+        monkeypatch.setattr(argon2.PasswordHasher, "verify", verify)
+        found = verify(hasher, token_hash, token)
+        verifier.use(ApiKey(UNKNOWN_ID, CHEAP.hash("another")))
+        return found
+
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", slow)
+    assert not verifier.verify(KEY_ID, TOKEN)
+    assert not verifier.remembers(KEY_ID, TOKEN)
+
+
+def test_of_many_who_come_at_once_with_the_key_few_are_verified(
+    redis_url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others learn, when they have waited for their turn, that it is known by now."""
+    slow = argon2.PasswordHasher(time_cost=20, memory_cost=8192, parallelism=1).hash(TOKEN)
+    server = TaskServer(redis_url, api_token_hash=slow)
+    verified = []
+    verify = KeyVerifier.verify
+
+    def counted(verifier: KeyVerifier, key_id: str, token: str) -> bool:
+        verified.append(key_id)
+        return verify(verifier, key_id, token)
+
+    monkeypatch.setattr(KeyVerifier, "verify", counted)
+    with server as client, ThreadPoolExecutor(12) as senders:
+        answers = [senders.submit(client.get, "/v1/task/") for _ in range(12)]
+        assert {answer.result().status for answer in answers} == {200}
+    assert len(verified) <= VERIFICATIONS_AT_ONCE
 
 
 def test_a_key_is_forgotten_some_time_after_its_last_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import pytest
 import redis
+from anyio.from_thread import BlockingPortal
 
 from task_api import keys
+from task_api.operations import Command, Script
 from task_api.records import MAX_REASON_CHARACTERS
 from task_api.registry import Submission, TaskRegistry
 from task_api.task import (
@@ -30,6 +33,7 @@ from task_api.task import (
     TransitionRefused,
     UnknownTask,
 )
+from tests.support.loop import RegistryInLoop
 from tests.support.redis_server import RedisServer
 from tests.support.tasks import make_task, now_ms, post
 from tests.support.waiting import wait_for
@@ -126,10 +130,20 @@ def proxy(redis_url: str, redis_server: RedisServer) -> Iterator[LosingProxy]:
         yield opened
 
 
+@pytest.fixture(params=["threads", "event loop"])
+def connected(
+    request: pytest.FixtureRequest, portal: BlockingPortal
+) -> Callable[[str], TaskRegistry]:
+    """Opens a registry on a URL, of either kind: both carry out the same operations."""
+    if request.param == "threads":
+        return TaskRegistry.from_url
+    return partial(RegistryInLoop, portal=portal)
+
+
 @pytest.fixture
-def shaky(proxy: LosingProxy) -> Iterator[TaskRegistry]:
+def shaky(proxy: LosingProxy, connected: Callable[[str], TaskRegistry]) -> Iterator[TaskRegistry]:
     """The registry behind the proxy."""
-    with TaskRegistry.from_url(f"redis://127.0.0.1:{proxy.port}") as opened:
+    with connected(f"redis://127.0.0.1:{proxy.port}") as opened:
         yield opened
 
 
@@ -724,20 +738,22 @@ def test_cancel_all_takes_every_live_task_and_leaves_the_ended(registry: TaskReg
 def test_cancel_all_takes_a_task_that_goes_back_to_pending_meanwhile(
     registry: TaskRegistry, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("task_api.registry.BATCH", 2)
+    monkeypatch.setattr("task_api.operations.BATCH", 2)
     task, others = make_task(), [make_task() for _ in range(5)]
     token = started(registry, task)
     post(registry, *others)
-    run = registry._run
+    send = registry._send
 
-    def failing_meanwhile(script: str, *arguments: str | bytes | float) -> Any:
-        answer = run(script, *arguments)
-        nothing_found = script == "cancel_all" and not int(answer)
+    def failing_meanwhile(request: Script | Command) -> Any:
+        answer = send(request)
+        nothing_found = (
+            isinstance(request, Script) and request.name == "cancel_all" and not int(answer)
+        )
         if nothing_found and registry.get(task.task_id).state is TaskState.DOWNLOADING:
-            run("fail", task.task_id, token, "offline", "no answer", 1, 0, 0, "1.0")
+            registry.fail(task.task_id, token, Reason("offline", "no answer"), transient=True)
         return answer
 
-    monkeypatch.setattr(registry, "_run", failing_meanwhile)
+    monkeypatch.setattr(registry, "_send", failing_meanwhile)
     assert registry.cancel_all() == 6
     assert {record.state for record in registry.page()} == {TaskState.CANCELED}
 
@@ -1020,7 +1036,7 @@ def test_page_holds_each_task_once_and_in_the_state_asked_for_while_tasks_move(
 def test_pages_longer_than_a_batch_are_whole(
     registry: TaskRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("task_api.registry.BATCH", 3)
+    monkeypatch.setattr("task_api.operations.BATCH", 3)
     tasks = [make_task() for _ in range(10)]
     for number, task in enumerate(tasks):
         post(registry, task)
@@ -1353,9 +1369,9 @@ def test_registry_of_a_newer_version_is_left_alone(registry: TaskRegistry, clien
 
 
 def test_redis_away_is_said_and_everything_is_there_again_after_a_crash(
-    own_redis: RedisServer,
+    own_redis: RedisServer, connected: Callable[[str], TaskRegistry]
 ) -> None:
-    with TaskRegistry.from_url(own_redis.url) as registry:
+    with connected(own_redis.url) as registry:
         registry.initialize()
         task = make_task()
         post(registry, task)
@@ -1370,13 +1386,16 @@ def test_redis_away_is_said_and_everything_is_there_again_after_a_crash(
 
 
 def test_redis_that_refuses_writes_is_unavailable_and_nothing_is_half_done(
-    registry: TaskRegistry, client: Any
+    registry: TaskRegistry,
+    redis_url: str,
+    client: Any,
+    connected: Callable[[str], TaskRegistry],
 ) -> None:
     client.config_set("maxmemory", "1")
     task = make_task()
     try:
-        with pytest.raises(RegistryUnavailable):
-            post(registry, task)
+        with connected(redis_url) as refused, pytest.raises(RegistryUnavailable):
+            post(refused, task)
     finally:
         client.config_set("maxmemory", "0")
     with pytest.raises(UnknownTask):
@@ -1384,16 +1403,34 @@ def test_redis_that_refuses_writes_is_unavailable_and_nothing_is_half_done(
     assert client.exists(keys.SEQUENCE) == 0
 
 
-def test_scripts_are_sent_again_when_redis_forgot_them(registry: TaskRegistry, client: Any) -> None:
-    post(registry, make_task())
-    client.script_flush()
-    assert post(registry, make_task()).accepted
+def test_scripts_are_sent_again_when_redis_forgot_them(
+    redis_url: str, client: Any, connected: Callable[[str], TaskRegistry]
+) -> None:
+    with connected(redis_url) as registry:
+        post(registry, make_task())
+        client.script_flush()
+        assert post(registry, make_task()).accepted
 
 
-def test_redis_that_may_forget_is_warned_about(own_redis: RedisServer) -> None:
-    with TaskRegistry.from_url(own_redis.url) as registry, own_redis.client as client:
+def test_redis_that_may_forget_is_warned_about(
+    own_redis: RedisServer, connected: Callable[[str], TaskRegistry]
+) -> None:
+    with connected(own_redis.url) as registry, own_redis.client as client:
         assert registry.persistence_warning() is None
         client.config_set("appendfsync", "everysec")
         assert "last second" in str(registry.persistence_warning())
         client.config_set("appendonly", "no")
         assert "append-only" in str(registry.persistence_warning())
+
+
+def test_managed_redis_that_refuses_config_is_not_warned_about(
+    own_redis: RedisServer, connected: Callable[[str], TaskRegistry]
+) -> None:
+    with own_redis.client as client:
+        client.acl_setuser(
+            "tenant", enabled=True, passwords=["+pw"], commands=["+@all", "-config"], keys=["*"]
+        )
+    url = own_redis.url.replace("redis://", "redis://tenant:pw@")
+    with connected(url) as registry:
+        registry.initialize()
+        assert registry.persistence_warning() is None
