@@ -336,7 +336,7 @@ class TaskRegistry:
             UnknownTask, TransitionRefused: the attempt was over already.
         """
         self._move(
-            "given back", "give_back", task_id, token, reason.code, _text(shortened(reason.text))
+            "given back", "give_back", task_id, token, reason.code, as_bytes(shortened(reason.text))
         )
 
     def cancel(self, task_id: str, *, reason: Reason | None = None) -> bool:
