@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from task_api.settings import TaskServerSettings
 
 if TYPE_CHECKING:
     import uvicorn
+    from fastapi import FastAPI
 
 PROGRAM = "buttercup-task-server"
 BACKLOG = 2048
@@ -71,12 +73,26 @@ def _serve(settings: TaskServerSettings) -> int:
         return _serve_here(settings, listener)
 
 
-def _serve_here(settings: TaskServerSettings, listener: socket.socket) -> int:
-    import uvicorn
+def make_app(settings: TaskServerSettings | None = None) -> FastAPI:
+    """The application, in a process that serves nothing else.
 
+    Args:
+        settings: None to read them from the environment and `.env`.
+    """
     from task_api.app import create_app
 
     app = create_app(settings)
+    # What has been made by now stays. To look through all of it for garbage takes some tens of
+    # milliseconds, during which nobody would be answered.
+    gc.collect()
+    gc.freeze()
+    return app
+
+
+def _serve_here(settings: TaskServerSettings, listener: socket.socket) -> int:
+    import uvicorn
+
+    app = make_app(settings)
     server = uvicorn.Server(_config(settings, lambda: app))
     server.run(sockets=[listener])
     return 0 if server.started else 1
@@ -89,7 +105,7 @@ def _serve_from_children(settings: TaskServerSettings, listener: socket.socket) 
     from uvicorn.supervisors import ChangeReload, Multiprocess
 
     # Children import the application by name and read their settings from the environment.
-    config = _config(settings, "task_api.app:create_app")
+    config = _config(settings, "task_api.cli:make_app")
     if settings.reload:
         server = uvicorn.Server(config)
         ChangeReload(config, target=server.run, sockets=[listener]).run()

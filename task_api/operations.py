@@ -233,10 +233,15 @@ def report_outcome(task_id: str, outcome: Outcome, reason: str = "") -> Operatio
 
 def get(task_id: str) -> Operation[TaskRecord]:
     """See `TaskRegistry.get`."""
-    fields = yield Command(("HGETALL", keys.TASK + task_id))
+    fields = yield from _fields_of(task_id)
     if not fields:
         raise UnknownTask(task_id)
-    return record_of(task_id, {decoded(name): decoded(value) for name, value in fields.items()})
+    return record_of(task_id, fields)
+
+
+def _fields_of(task_id: str) -> Operation[dict[str, str]]:
+    fields = yield Command(("HGETALL", keys.TASK + task_id))
+    return {decoded(name): decoded(value) for name, value in fields.items()}
 
 
 def page(
@@ -253,14 +258,25 @@ def page(
     records: list[TaskRecord] = []
     while (wanted := min(BATCH, limit - len(records))) > 0:
         rows = yield from script("page", highest, wanted, *states)
-        for task_id, _, fields in rows:
-            found = dict(zip(fields[::2], fields[1::2], strict=True))
+        for task_id, _, packed in rows:
+            fields = _unpacked(packed)
+            if fields is None:
+                fields = yield from _fields_of(task_id)
             with suppress(KeyError, ValueError):
-                records.append(record_of(task_id, found))
+                records.append(record_of(task_id, fields))
         if len(rows) < wanted:
             break
         highest = f"({rows[-1][1]}"
     return records
+
+
+def _unpacked(packed: str) -> dict[str, str] | None:
+    """The fields of a row of a page; None where some of them are no text, which nobody writes."""
+    try:
+        flat = json.loads(packed)
+    except ValueError:
+        return None
+    return dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
 
 
 def events(task_id: str, *, limit: int = 1000) -> Operation[list[Event]]:

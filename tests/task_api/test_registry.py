@@ -1072,8 +1072,12 @@ def test_record_that_cannot_be_read_is_shown_as_such_and_can_be_cancelled(
     lost = make_task()
     post(registry, lost)
     client.delete(keys.TASK + lost.task_id)
+    no_text = make_task()
+    post(registry, no_text)
+    client.hset(keys.TASK + no_text.task_id, "machine", b"host-\xff")
     page = {record.task.task_id: record for record in registry.page()}
-    assert set(page) == {one.task_id for one in (before, deep, after, garbled)}
+    assert set(page) == {one.task_id for one in (before, deep, after, garbled, no_text)}
+    assert page[no_text.task_id].machine == "host-\\xff"
     assert page[before.task_id].defect is None
     assert page[before.task_id].task == before
     shown = page[deep.task_id]
