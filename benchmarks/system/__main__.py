@@ -12,24 +12,27 @@ import os
 import shutil
 import sys
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import redis
 
 from benchmarks import machine
-from benchmarks.ground import MEBIBYTE, file_system, forget_removals
+from benchmarks.ground import MEBIBYTE, file_system, forget_removals, sync
 from benchmarks.inputs import CACHE
 from benchmarks.programs import Failed, Missing
 from benchmarks.system import report
-from benchmarks.system.archives import find_originals, supply
-from benchmarks.system.calibration import WORKER_TASKS, Calibration
+from benchmarks.system.archives import Supply, find_originals, supply
+from benchmarks.system.calibration import RECORDED, WORKER_TASKS, Calibration
 from benchmarks.system.dagster_records import DagsterRecords
+from benchmarks.system.front_rows import FRONT_ROWS, Fronts
 from benchmarks.system.orchestrator import Orchestrator, orchestrator
 from benchmarks.system.phases import Runner, Stuck
-from benchmarks.system.results import Row
-from benchmarks.system.rows import FULL, QUICK, ROWS, Bench, sources_needed
+from benchmarks.system.results import Row, verdict
+from benchmarks.system.rows import ROWS, Bench, sources_needed
+from benchmarks.system.scale import FULL, QUICK, Scale
 from buttercup_dagster.cli.signals import INTERRUPTED, ended_by_signals
 from buttercup_dagster.local.errors import LocalError
 from buttercup_dagster.settings import DownloaderSettings
@@ -44,7 +47,18 @@ NOT_MEASURED: Final = 2
 ROOM_PER_TASK_BYTES: Final = 20 * MEBIBYTE
 """About what the archives, the trees and the records of one task take on the disk."""
 
+ROOM_FOR_FRONTS_BYTES: Final = 2048 * MEBIBYTE
+"""More than a registry with many tasks takes, with its log and the one that replaces it."""
+
+RECORDED_CALIBRATIONS: Final = 7
+"""So often the machine is measured that others are compared with."""
+
+NAMES: Final = (*FRONT_ROWS, *ROWS)
+"""Of all rows, in the order in which they are measured."""
+
 KEEP_LOOK_SECONDS: Final = 0.5
+
+_Place = TypeVar("_Place")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,8 +90,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rows",
         type=_rows,
-        default=list(ROWS),
-        help=f"names of rows, such as idle,stored ({','.join(ROWS)})",
+        default=list(NAMES),
+        help=f"names of rows, such as idle,stored ({','.join(NAMES)})",
     )
     parser.add_argument(
         "--quick",
@@ -117,9 +131,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def _rows(text: str) -> list[str]:
     chosen = set(text.split(","))
-    if not chosen <= set(ROWS):
-        raise ValueError(text)
-    return [name for name in ROWS if name in chosen]
+    if unknown := chosen - set(NAMES):
+        raise argparse.ArgumentTypeError(
+            f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}"
+        )
+    return [name for name in NAMES if name in chosen]
 
 
 def _measure(options: argparse.Namespace) -> int:
@@ -127,12 +143,8 @@ def _measure(options: argparse.Namespace) -> int:
     scale = QUICK if options.quick else FULL
     tasks = WORKER_TASKS + (0 if options.record else sources_needed(options.rows, scale))
     with ExitStack() as stack:
-        parent = options.disk / f"buttercup-bench-system-{os.getuid()}"
-        make_folder(parent)
-        stack.callback(_remove_if_empty, parent)
-        clean_private_folders(parent)
-        folder = stack.enter_context(private_folder(parent, "run"))
-        _require_room(folder, tasks * ROOM_PER_TASK_BYTES)
+        folder = stack.enter_context(_work_folder(options.disk))
+        _require_room(folder, ROOM_FOR_FRONTS_BYTES + tasks * ROOM_PER_TASK_BYTES)
         if not forget_removals(folder):
             _note(
                 "if large trees were removed here within the last six minutes, making files is "
@@ -144,41 +156,74 @@ def _measure(options: argparse.Namespace) -> int:
         sources = stack.enter_context(supply(originals, tasks, folder / "sources"))
         _note("measuring this machine")
         recorded = Calibration.recorded()
-        now = Calibration.measure(sources.take(WORKER_TASKS), folder / "calibration")
+        now = Calibration.measure(
+            sources.take(WORKER_TASKS),
+            folder / "calibration",
+            times=RECORDED_CALIBRATIONS if options.record else scale.calibrations,
+        )
         print(report.calibration_table(now, recorded), flush=True)
         if options.record:
             now.record(described)
+            print(f"recorded in {RECORDED}")
             return DONE
-        _note("starting buttercup up")
-        up = stack.enter_context(orchestrator(folder / "up"))
-        runner = Runner(
-            up,
-            stack.enter_context(redis.Redis.from_url(up.redis_url)),
-            stack.enter_context(TaskRegistry.from_url(up.redis_url)),
-            stack.enter_context(DagsterRecords.of(up.home)),
-            DownloaderSettings.model_fields["linger_seconds"].default,
-            scale.idle_seconds,
-        )
-        rows = _take(options.rows, Bench(runner, sources, scale))
-        print(report.table(rows, now.slowdown(recorded), judged=not options.quick), flush=True)
+        rows = _take(options.rows, FRONT_ROWS, Fronts(folder / "fronts", scale))
+        sync(folder)
+        up = None
+        if set(options.rows) & set(ROWS) or options.keep:
+            _note("starting buttercup up")
+            up = stack.enter_context(orchestrator(folder / "up"))
+            rows += _take(options.rows, ROWS, _bench(up, sources, scale, stack))
+        slowdown, judged = now.slowdown(recorded), not options.quick
+        print(report.table(rows, slowdown, judged=judged), flush=True)
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(
-            report.as_json(described, originals, now, recorded, rows, judged=not options.quick),
-            "utf-8",
+            report.as_json(described, originals, now, recorded, rows, judged=judged), "utf-8"
         )
-        if options.keep:
+        said = verdict(rows, slowdown, judged=judged)
+        print(said.text, flush=True)
+        if options.keep and up is not None:
             _keep(up)
-    return _status(rows, now.slowdown(recorded), judged=not options.quick)
+    return DONE if said.good else MISSED
 
 
-def _take(names: list[str], bench: Bench) -> list[Row]:
+@contextmanager
+def _work_folder(disk: Path) -> Iterator[Path]:
+    """A private folder; what an earlier call left that was killed is removed before."""
+    parent = disk / f"buttercup-bench-system-{os.getuid()}"
+    make_folder(parent)
+    try:
+        clean_private_folders(parent)
+        with private_folder(parent, "run") as folder:
+            yield folder
+    finally:
+        with suppress(OSError):
+            parent.rmdir()
+
+
+def _bench(up: Orchestrator, sources: Supply, scale: Scale, stack: ExitStack) -> Bench:
+    runner = Runner(
+        up,
+        stack.enter_context(redis.Redis.from_url(up.redis_url)),
+        stack.enter_context(TaskRegistry.from_url(up.redis_url)),
+        stack.enter_context(DagsterRecords.of(up.home)),
+        DownloaderSettings.model_fields["linger_seconds"].default,
+        scale.idle_seconds,
+    )
+    return Bench(runner, sources, scale)
+
+
+def _take(
+    names: Sequence[str], measures: Mapping[str, Callable[[_Place], Row]], place: _Place
+) -> list[Row]:
     """Measure rows; one that fails does not keep the others from being seen."""
     rows: list[Row] = []
     for name in names:
-        _note(f"{name}: {(ROWS[name].__doc__ or '').splitlines()[0]}")
+        if (measure := measures.get(name)) is None:
+            continue
+        _note(f"{name}: {(measure.__doc__ or '').splitlines()[0]}")
         began = time.monotonic()
         try:
-            rows.append(ROWS[name](bench))
+            rows.append(measure(place))
         except Failed as error:
             rows.append(Row(name, [], [str(error)]))
         except Stuck as error:
@@ -190,21 +235,6 @@ def _take(names: list[str], bench: Bench) -> list[Row]:
         for text in rows[-1].wrong:
             _note(f"  FAILED {text}")
     return rows
-
-
-def _status(rows: list[Row], slowdown: float, *, judged: bool) -> int:
-    """Say how it went, and with what status to exit."""
-    wrong = [text for row in rows for text in row.wrong]
-    if wrong:
-        print(f"{len(wrong)} things failed or were done twice")
-        return MISSED
-    if not judged:
-        print("quick: nothing failed and nothing was done twice; no target is judged")
-        return DONE
-    reached = [figure.reached(slowdown) for row in rows for figure in row.figures]
-    missed = reached.count(False)
-    print(f"{missed} of {len(reached)} targets missed" if missed else "every target is met")
-    return MISSED if missed else DONE
 
 
 def _keep(up: Orchestrator) -> None:
@@ -225,11 +255,6 @@ def _require_room(folder: Path, needed_bytes: int) -> None:
             f"{folder} has {free // MEBIBYTE} MiB free; about {needed_bytes // MEBIBYTE} MiB are "
             "needed; name another disk with --disk"
         )
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
 
 
 def _note(text: str) -> None:

@@ -19,6 +19,7 @@ from typing import Final
 
 from isal import igzip
 
+from benchmarks.ground import sync
 from benchmarks.inputs import CACHE, ROOT
 from benchmarks.programs import Missing
 from benchmarks.server import serving
@@ -181,6 +182,7 @@ def supply(originals: tuple[Original, Original], number: int, folder: Path) -> I
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = list(pool.map(write, range(len(paths))))
+    sync(folder)  # so that nothing of it is written later, while something is measured
     with serving(paths) as urls:
         served = [Served(url, sha256) for url, sha256 in zip(urls, digests, strict=True)]
         yield Supply(

@@ -18,11 +18,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Final, cast
 
 import redis
 
+from benchmarks.ground import sync
 from benchmarks.inputs import ROOT
 from benchmarks.system.archives import Sources
 from benchmarks.system.front import redis_server
@@ -58,18 +61,36 @@ class Calibration:
     reference_tasks_per_second: float
 
     @classmethod
-    def measure(cls, sources: Sequence[Sources], folder: Path) -> Calibration:
+    def measure(cls, sources: Sequence[Sources], folder: Path, *, times: int) -> Calibration:
         """Measure this machine.
 
         Args:
             sources: of tasks for the plain worker; the first one warms it up.
-            folder: an empty one on the disk that the product will use.
+            folder: a new one on the disk that the product will use.
+            times: how often; of each part the median counts.
 
         Raises:
+            NoRedisServer: there is no redis-server on this machine.
             Failed: the plain worker does not do its tasks.
         """
         folder.mkdir()
-        return cls(_syncs(folder), _hashing(), _worker(sources, folder))
+        several: list[Calibration] = []
+        for number in range(times):
+            place = folder / str(number)
+            place.mkdir()
+            several.append(cls(_syncs(place), _hashing(), _worker(sources, place)))
+            sync(folder)
+        return cls.middle(several)
+
+    @classmethod
+    def middle(cls, several: Sequence[Calibration]) -> Calibration:
+        """The median of each part."""
+        return cls(
+            **{
+                part.name: median(getattr(one, part.name) for one in several)
+                for part in fields(cls)
+            }
+        )
 
     @classmethod
     def recorded(cls, path: Path = RECORDED) -> Calibration | None:
@@ -82,7 +103,11 @@ class Calibration:
 
     def record(self, machine: Mapping[str, str], path: Path = RECORDED) -> None:
         """Make this machine the one that others are compared with."""
-        content = {"machine": dict(machine), "calibration": asdict(self)}
+        content = {
+            "recorded_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": dict(machine),
+            "calibration": asdict(self),
+        }
         path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
     def slower_than(self, other: Calibration) -> dict[str, float]:
@@ -97,13 +122,6 @@ class Calibration:
             return 1.0
         parts = self.slower_than(recorded).values()
         return max(1.0, math.prod(parts) ** (1 / len(parts)))
-
-    @classmethod
-    def best(cls, several: Sequence[Calibration]) -> Calibration:
-        """The best of each part: what a machine shows when nobody else uses it."""
-        return cls(
-            **{part.name: max(getattr(one, part.name) for one in several) for part in fields(cls)}
-        )
 
 
 def _syncs(folder: Path) -> float:

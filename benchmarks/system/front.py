@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import redis
 import urllib3
 
+from benchmarks.programs import Failed
 from benchmarks.system.processes import running, without_settings
 from buttercup_dagster.local.redis import embedded_binary, free_port, write_configuration
 from task_api.auth import CREDENTIALS, Credentials, read_credentials
@@ -18,6 +21,10 @@ from task_api.registry import TaskRegistry
 from task_api.task import RegistryError
 
 START_SECONDS: Final = 60.0
+SETTLE_SECONDS: Final = 60.0
+LOOK_SECONDS: Final = 0.1
+REWRITING: Final = ("aof_rewrite_in_progress", "aof_rewrite_scheduled")
+"""What Redis says of the rewriting of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,21 @@ class Front:
     url: str
     redis_url: str
     key: Credentials
+
+    def settle(self) -> None:
+        """Wait until Redis has nothing to do but answer.
+
+        When its log has grown enough, another process of Redis writes it anew.
+
+        Raises:
+            Failed: it does not come to rest.
+        """
+        end = time.monotonic() + SETTLE_SECONDS
+        with redis.Redis.from_url(self.redis_url) as client:
+            while any(client.info("persistence")[name] for name in REWRITING):
+                if time.monotonic() > end:
+                    raise Failed(f"Redis still rewrites its log after {SETTLE_SECONDS:.0f} s")
+                time.sleep(LOOK_SECONDS)
 
 
 @contextmanager

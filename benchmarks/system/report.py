@@ -15,8 +15,8 @@ from benchmarks.system.archives import Original
 from benchmarks.system.calibration import Calibration
 from benchmarks.system.results import Figure, Row, Unit
 
-_COLUMNS: Final = "{:<43}{:>10}{:>10}{:>10}  {}"
-_CALIBRATION: Final = "{:<43}{:>10}{:>10}{:>10}"
+_COLUMNS: Final = "{:<42}{:>10}{:>10}{:>10}  {}"
+_CALIBRATION: Final = "{:<42}{:>10}{:>10}{:>10}"
 
 _PARTS: Final = {
     "syncs_per_second": "writes synced to the disk, per second",
@@ -27,7 +27,7 @@ _PARTS: Final = {
 _SUFFIXES: Final[Mapping[Unit, str]] = {
     "seconds": "{:.2f} s",
     "milliseconds": "{:.1f} ms",
-    "per second": "{:.1f} /s",
+    "per second": "{:,.1f} /s",
     "times": "{:.2f} x",
     "tasks": "{:.1f}",
 }
@@ -86,7 +86,7 @@ def table(rows: Sequence[Row], slowdown: float, *, judged: bool) -> str:
 def _lines(figure: Figure, slowdown: float, *, judged: bool) -> list[str]:
     reached = figure.reached(slowdown) if judged else None
     sign = ">=" if figure.unit == "per second" else "<="
-    must = "-" if figure.limit is None or not judged else f"{sign} {figure.limit:g}"
+    must = "-" if figure.limit is None or not judged else f"{sign} {figure.limit:,g}"
     said = {True: "ok", False: "MISSED", None: ""}[reached]
     first = _COLUMNS.format(
         figure.what,
@@ -106,14 +106,14 @@ def _lines(figure: Figure, slowdown: float, *, judged: bool) -> list[str]:
 def as_json(
     machine: Mapping[str, str],
     originals: Sequence[Original],
-    now: Calibration | None,
+    now: Calibration,
     recorded: Calibration | None,
     rows: Sequence[Row],
     *,
     judged: bool,
 ) -> str:
     """Everything."""
-    slowdown = now.slowdown(recorded) if now else 1.0
+    slowdown = now.slowdown(recorded)
     content: dict[str, Any] = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": dict(machine),
@@ -121,7 +121,7 @@ def as_json(
             {"name": one.name, "bytes": one.archive_bytes, "entries": one.entries}
             for one in originals
         ],
-        "calibration": asdict(now) if now else None,
+        "calibration": asdict(now),
         "recorded": asdict(recorded) if recorded else None,
         "slowdown": slowdown,
         "judged": judged,

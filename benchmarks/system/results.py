@@ -64,3 +64,36 @@ class Row:
     figures: Sequence[Figure]
     wrong: Sequence[str] = ()
     samples: Any = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How it went.
+
+    Attributes:
+        good: whether nothing is wrong, and every target is reached that was judged.
+        text: for people.
+    """
+
+    good: bool
+    text: str
+
+
+def verdict(rows: Sequence[Row], slowdown: float, *, judged: bool) -> Verdict:
+    """Say how it went.
+
+    Args:
+        rows: what was measured.
+        slowdown: how many times slower this machine is, at least 1.
+        judged: whether targets count.
+    """
+    if wrong := sum(len(row.wrong) for row in rows):
+        return Verdict(False, f"{wrong} things failed or were done twice")
+    if not judged:
+        return Verdict(
+            True, "quick: nothing failed and nothing was done twice; no target is judged"
+        )
+    reached = [figure.reached(slowdown) for row in rows for figure in row.figures]
+    if missed := reached.count(False):
+        return Verdict(False, f"{missed} of {missed + reached.count(True)} targets missed")
+    return Verdict(True, "every target is met")

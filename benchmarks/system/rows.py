@@ -1,20 +1,23 @@
-"""The rows of the list of targets: what each of them measures, and what is asked of it."""
+"""The rows of the list of targets that need the running product: what each measures and asks."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final
 
 from benchmarks.ground import MEBIBYTE
+from benchmarks.programs import Failed
 from benchmarks.system.archives import Sources, Supply
 from benchmarks.system.backlog import backlog, growth
 from benchmarks.system.figures import percentile
 from benchmarks.system.memory import resident_bytes
 from benchmarks.system.phases import Phase, Runner
 from benchmarks.system.results import Figure, Row
+from benchmarks.system.scale import Scale
 
 LEAST_PATIENCE_SECONDS: Final = 60.0
 """A phase may take so long at least before it has failed."""
@@ -22,48 +25,7 @@ LEAST_PATIENCE_SECONDS: Final = 60.0
 FAILED_RATE: Final = 0.5
 """Tasks per second below which a phase has failed."""
 
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How much is measured.
-
-    Attributes:
-        idle: tasks, each after the product was idle.
-        rounds_of_five: five tasks at once, so many times.
-        steady_seconds: how long tasks come at a steady rate.
-        stored: tasks of the burst whose sources are stored.
-        different: tasks of the burst whose sources all differ.
-        idle_seconds: beyond the linger time of a worker, what counts as idle.
-        many_partitions: live partitions that the first task after idle is measured with.
-        after_many: tasks measured then.
-        few_tasks, many_tasks: after so many tasks the memory is measured.
-    """
-
-    idle: int = 20
-    rounds_of_five: int = 5
-    steady_seconds: int = 60
-    stored: int = 200
-    different: int = 100
-    idle_seconds: float = 15.0
-    many_partitions: int = 10_000
-    after_many: int = 5
-    few_tasks: int = 100
-    many_tasks: int = 500
-
-
-FULL: Final = Scale()
-QUICK: Final = Scale(
-    idle=3,
-    rounds_of_five=1,
-    steady_seconds=4,
-    stored=20,
-    different=10,
-    idle_seconds=1.0,
-    many_partitions=500,
-    after_many=1,
-    few_tasks=10,
-    many_tasks=40,
-)
+MEMORY_LOOKS: Final = 2
 
 
 @dataclass
@@ -105,10 +67,24 @@ class Bench:
         patience = max(LEAST_PATIENCE_SECONDS, len(sources) / FAILED_RATE)
         phase = self.runner.prepare(sources, offsets, limit_seconds=offsets[-1] + patience)
         # The phases of other rows come past these numbers sooner or later.
-        for mark in (self.scale.few_tasks, self.scale.many_tasks):
-            if self.runner.done >= mark and not any(done >= mark for done in self.memory):
-                self.memory[self.runner.done] = resident_bytes(self.runner.up.process.popen.pid)
+        if len(self.memory) < MEMORY_LOOKS and self.runner.done >= self.next_look:
+            with suppress(Failed):  # a process is just being replaced; the next phase sees it
+                self.remember_memory()
         return phase
+
+    @property
+    def next_look(self) -> int:
+        """After how many tasks the memory is looked at next: few, and so many more as are asked."""
+        few, many = self.scale.few_tasks, self.scale.many_tasks
+        return min(self.memory) + many - few if self.memory else few
+
+    def remember_memory(self) -> None:
+        """Keep what each process holds now.
+
+        Raises:
+            Failed: one of them is not there.
+        """
+        self.memory[self.runner.done] = resident_bytes(self.runner.up.process.popen.pid)
 
     def run_stored(self, number: int) -> Phase:
         """Have tasks prepared whose sources are stored already."""
@@ -205,7 +181,7 @@ def steady_three(bench: Bench) -> Row:
                 f"{_materialized([phase])}",
             ),
             Figure(
-                "  backlog: more at the end than at the start",
+                "  backlog: growth from start to end",
                 "tasks",
                 growth(waiting),
                 rate,
@@ -233,19 +209,22 @@ def different(bench: Bench) -> Row:
 def memory(bench: Bench) -> Row:
     """What daemon, server and a child of the worker hold after many tasks, against after few."""
     wrong: list[str] = []
-    for mark in (bench.scale.few_tasks, bench.scale.many_tasks):
-        if bench.runner.done < mark:
-            wrong += bench.run_stored(mark - bench.runner.done).wrong
+    while len(bench.memory) < MEMORY_LOOKS:
+        if (missing := bench.next_look - bench.runner.done) > 0:
+            wrong += bench.run_stored(missing).wrong
+        else:
+            bench.remember_memory()
     (few, before), (many, after) = sorted(bench.memory.items())
     return Row(
         "memory",
         [
             Figure(
-                f"memory of the {name}, after {many} tasks by {few}",
+                f"memory of the {name}",
                 "times",
                 after[name] / before[name],
                 1.2,
-                f"{after[name] / MEBIBYTE:.0f} MiB by {before[name] / MEBIBYTE:.0f} MiB",
+                f"{after[name] / MEBIBYTE:.0f} MiB after {many} tasks by "
+                f"{before[name] / MEBIBYTE:.0f} MiB after {few}",
             )
             for name in before
         ],
@@ -265,6 +244,8 @@ def partitions(bench: Bench) -> Row:
     missing = bench.scale.many_partitions - runner.records.partitions()
     runner.records.add_partitions([str(uuid.uuid4()) for _ in range(missing)])
     phases = bench.after_idle(bench.scale.after_many)
+    if runner.records.partitions() < bench.scale.many_partitions:
+        wrong.append("partitions were removed while they were to be there")
     with_many = median(phase.all_ready_seconds for phase in phases)
     with_few = median(bench.idle_seconds)
     return Row(
