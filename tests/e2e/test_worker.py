@@ -121,6 +121,7 @@ def test_further_tasks_become_runs_like_those_of_the_sensor(
         assert run.tags["dagster/run_key"] == f"{run.tags['dagster/partition']}:{token}"
 
 
+@pytest.mark.slow
 def test_further_run_can_be_repeated_from_dagsters_pages(stack: Stack, material: Material) -> None:
     tasks = [material.task() for _ in range(6)]
     for task in tasks:
@@ -232,6 +233,7 @@ def restarted(stack: Stack, **settings: str) -> Child:
     return stack.start_worker(**settings)
 
 
+@pytest.mark.slow
 def test_worker_that_may_not_wait_interrupts_and_the_task_goes_on_elsewhere(
     stack: Stack, material: Material
 ) -> None:
@@ -250,6 +252,7 @@ def test_worker_that_may_not_wait_interrupts_and_the_task_goes_on_elsewhere(
     assert len(stack.announced(task_id)) == 1
 
 
+@pytest.mark.slow
 def test_killed_worker_takes_its_processes_along_and_the_next_one_goes_on(
     stack: Stack, material: Material
 ) -> None:
@@ -268,6 +271,7 @@ def test_killed_worker_takes_its_processes_along_and_the_next_one_goes_on(
     assert len(stack.announced(task_id)) == 1
 
 
+@pytest.mark.slow
 def test_worn_processes_are_replaced_and_nothing_is_lost(stack: Stack, material: Material) -> None:
     log = stack.folder / "worker.log"
     before_bytes = log.stat().st_size
@@ -288,6 +292,7 @@ def test_worn_processes_are_replaced_and_nothing_is_lost(stack: Stack, material:
     restarted(stack)
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_burst(stack: Stack, material: Material) -> None:
     stack.start_worker("second", BUTTERCUP_DOWNLOADER_MAX_RUNS="1")
     try:
@@ -312,6 +317,7 @@ def test_two_workers_share_a_burst(stack: Stack, material: Material) -> None:
         stack.children["second"].stop(60)
 
 
+@pytest.mark.slow
 def test_redis_that_restarts_between_runs_is_found_again(stack: Stack, material: Material) -> None:
     stack.redis.kill()
     stack.redis.start()
@@ -323,6 +329,7 @@ def test_redis_that_restarts_between_runs_is_found_again(stack: Stack, material:
     wait_for(lambda: run_of(stack, run_id).status is Success, "the registry job has run")
 
 
+@pytest.mark.slow
 def test_interrupt_of_one_run_hits_no_other(stack: Stack, material: Material) -> None:
     held = [material.held_download() for _ in range(2)]
     stack.terminate_run(stack.runs(held[0][0])[0].run_id)

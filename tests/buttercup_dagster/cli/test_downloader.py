@@ -390,7 +390,7 @@ def test_hosts_that_are_not_allowed(call: Call, archives: Archives, sources: Sou
 @pytest.mark.parametrize(
     ("argv", "lines"),
     [
-        ([], ["say what to do: process, verify, gc; see buttercup-downloader --help"]),
+        ([], ["say what to do: serve, process, verify, gc; see buttercup-downloader --help"]),
         (
             ["prepare"],
             [
