@@ -1,10 +1,9 @@
 """What Dagster's storages keep of runs, beyond what Dagster itself removes.
 
-`DagsterInstance.delete_run` removes a run and then its events, one run at a time. It leaves the
+`DagsterInstance.delete_run` removes a run and then its events. Dagster's own storages leave the
 results of asset checks, the files of a run's own (its event log under per-run SQLite, captured
 output), and the pages of SQLite that became free. Events that belong to no run, such as those that
-a sensor added, stay as well. All of Dagster's tables and files that this project touches by itself
-are touched here.
+a sensor added, stay with any storage.
 """
 
 from __future__ import annotations
@@ -32,12 +31,14 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventL
 from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.storage.schedules.sql_schedule_storage import SqlScheduleStorage
 
-MIBIBYTE: Final = 1 << 20
+from buttercup_dagster.storage import shrink
 
-WORTHWHILE_FREE_BYTES: Final = MIBIBYTE
+MEBIBYTE: Final = 1 << 20
+
+WORTHWHILE_FREE_BYTES: Final = MEBIBYTE
 """A SQLite file with less free space is left as it is; the next rows fill it."""
 
-MOST_LIVE_BYTES: Final = 32 * MIBIBYTE
+MOST_LIVE_BYTES: Final = 32 * MEBIBYTE
 """A file that holds more is left as it is too: nobody can write while it is written anew."""
 
 BUSY_SECONDS: Final = 1.0
@@ -179,32 +180,38 @@ def _files_of_runs(instance: dg.DagsterInstance) -> Iterator[tuple[str, Path]]:
 
 
 def compact(instance: dg.DagsterInstance) -> int:
-    """Give the free space of SQLite files back to the disk, where much of a file is free.
+    """Give the free space of SQLite files back to the disk.
+
+    A file of Dagster's own storage is written anew for that, where much of it is free. What
+    somebody else works on is left for the next time.
 
     Returns:
         How many bytes were given back.
     """
-    return sum(_compact(path) for path in _sqlite_files(instance))
+    given_back = 0
+    with suppress(sqlite3.OperationalError):
+        given_back += shrink(instance)
+    for path in _sqlite_files(instance):
+        with suppress(sqlite3.OperationalError):
+            given_back += _write_anew(path)
+    return given_back
 
 
-def _compact(path: Path) -> int:
+def _write_anew(path: Path) -> int:
     before = path.stat().st_size
-    try:
-        with closing(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)) as database:
-            pages, free, page_bytes = (
-                database.execute(f"PRAGMA {name}").fetchone()[0]
-                for name in ("page_count", "freelist_count", "page_size")
-            )
-            if (
-                free * page_bytes < WORTHWHILE_FREE_BYTES
-                or free * 2 < pages
-                or (pages - free) * page_bytes > MOST_LIVE_BYTES
-            ):
-                return 0
-            database.execute("VACUUM")
-            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    except sqlite3.OperationalError:  # somebody writes
-        return 0
+    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)) as database:
+        pages, free, page_bytes = (
+            database.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        if (
+            free * page_bytes < WORTHWHILE_FREE_BYTES
+            or free * 2 < pages
+            or (pages - free) * page_bytes > MOST_LIVE_BYTES
+        ):
+            return 0
+        database.execute("VACUUM")
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return max(0, before - path.stat().st_size)
 
 

@@ -9,15 +9,18 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
 from contextlib import closing
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+import sqlalchemy as db
+import yaml
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
+from benchmarks import postgres
 from buttercup_dagster import history, history_storage, retention_job
 from buttercup_dagster.definitions import defs
 from buttercup_dagster.resources import Downloader
@@ -30,11 +33,6 @@ from task_api.registry import Submission
 from task_api.task import Outcome, Task, TaskState
 from tests.buttercup_dagster.conftest import Bench
 from tests.support.redis_server import RedisServer
-
-CONSOLIDATED = {
-    "module": "dagster._core.storage.event_log",
-    "class": "ConsolidatedSqliteEventLogStorage",
-}
 
 
 def make_pass(bench: Bench, *, older_than_ms: int = 0, stop: Stop | None = None) -> Pass:
@@ -133,18 +131,23 @@ def bytes_below(bench: Bench) -> int:
     return sum(path.stat().st_size for root in roots for path in root.rglob("*") if path.is_file())
 
 
-@pytest.fixture
-def consolidated(bench: Bench, tmp_path: Path) -> Iterator[Bench]:
-    """With one SQLite file for the events of all runs."""
-    folder = tmp_path / "consolidated"
+def open_instance(bench: Bench, folder: Path, configuration: str) -> dg.DagsterInstance:
+    """Another instance for the bench, which other processes can open too."""
     folder.mkdir()
-    overrides = {
-        "telemetry": {"enabled": False},
-        "event_log_storage": CONSOLIDATED | {"config": {"base_dir": str(folder / "events")}},
-    }
-    with dg.DagsterInstance.local_temp(str(folder), overrides=overrides) as opened:
-        bench.instance = opened
-        yield bench
+    (folder / "dagster.yaml").write_text(f"telemetry: {{enabled: false}}\n{configuration}")
+    bench.instance = dg.DagsterInstance.from_config(str(folder))
+    return bench.instance
+
+
+def one_file(folder: Path) -> str:
+    """The events of all runs in one file, as `buttercup up` has it."""
+    return f"""
+storage:
+  custom:
+    module: buttercup_dagster.storage
+    class: SqliteStorage
+    config: {{base_dir: {folder}}}
+"""
 
 
 # --- the bound -------------------------------------------------------------------------------
@@ -171,14 +174,48 @@ def test_three_tasks_leave_what_one_leaves(bench: Bench) -> None:
     assert_many_leave_what_few_leave(bench, 1, 3)
 
 
-def test_three_tasks_leave_what_one_leaves_in_one_file(consolidated: Bench) -> None:
-    assert_many_leave_what_few_leave(consolidated, 1, 3)
+def test_three_tasks_leave_what_one_leaves_in_one_file(bench: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / "one-file"
+    with open_instance(bench, folder, one_file(folder)):
+        assert_many_leave_what_few_leave(bench, 1, 3)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_hundred_tasks_leave_what_ten_leave(bench: Bench) -> None:
-    assert_many_leave_what_few_leave(bench, 10, 200)
+def test_two_hundred_tasks_leave_what_ten_leave(bench: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / "one-file"
+    with open_instance(bench, folder, one_file(folder)):
+        assert_many_leave_what_few_leave(bench, 10, 200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_thirty_tasks_leave_what_ten_leave_in_files_of_their_own(bench: Bench) -> None:
+    assert_many_leave_what_few_leave(bench, 10, 30)
+
+
+def test_postgresql_is_left_as_it_was(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = postgres.programs()
+    if programs is None:
+        pytest.skip("needs PostgreSQL")
+    with postgres.database(programs) as database:
+        for name, value in database.environment.items():
+            monkeypatch.setenv(name, value)
+        template = resources.files("buttercup_dagster") / "instance" / "many_machines.yaml"
+        configuration = yaml.safe_dump({"storage": yaml.safe_load(template.read_text())["storage"]})
+        with open_instance(bench, tmp_path / "postgres", configuration) as instance:
+            (task_id,) = finished(bench)
+            for event in missing_events(bench.registry.get(task_id)):
+                instance.report_runless_asset_event(event)
+            done = make_pass(bench)
+            assert (done.tasks, done.runs, done.partitions) == (1, 1, 1)
+            storage: Any = instance.event_log_storage
+            with storage.index_connection() as connection:
+                for table in ("event_logs", "asset_event_tags", "asset_check_executions"):
+                    found = connection.execute(db.text(f"SELECT count(*) FROM {table}"))
+                    assert found.scalar() == 0
 
 
 # --- what goes and what stays ----------------------------------------------------------------
@@ -408,25 +445,25 @@ SQLITE_RUNS = "dagster._core.storage.runs.sqlite.sqlite_run_storage:SqliteRunSto
 
 
 @pytest.mark.parametrize(
-    ("place", "when"),
+    ("place", "when", "whole"),
     [
-        ("task_api.registry:TaskRegistry.retire", "after"),
-        ("buttercup_dagster.sources.prepare.withdraw", "after"),
-        (f"{SQLITE_RUNS}.delete_run", "before"),
-        ("dagster:DagsterInstance.delete_dynamic_partition", "before"),
-        pytest.param("task_api.registry:TaskRegistry.retired_folder_removed", "before", marks=SLOW),
-        pytest.param(f"{SQLITE_RUNS}.delete_run", "after", marks=SLOW),
-        pytest.param("buttercup_dagster.history_storage.remove_files", "before", marks=SLOW),
+        ("task_api.registry:TaskRegistry.retire", "after", True),
+        (f"{SQLITE_RUNS}.delete_run", "before", True),
+        (f"{SQLITE_RUNS}.delete_run", "after", False),
+        ("dagster:DagsterInstance.delete_dynamic_partition", "before", True),
+        pytest.param("buttercup_dagster.sources.prepare.withdraw", "after", True, marks=SLOW),
+        pytest.param(
+            "task_api.registry:TaskRegistry.retired_folder_removed", "before", True, marks=SLOW
+        ),
+        pytest.param(f"{SQLITE_RUNS}.delete_run", "before", False, marks=SLOW),
+        pytest.param("buttercup_dagster.history_storage.remove_files", "before", False, marks=SLOW),
     ],
 )
 def test_pass_after_one_that_was_killed_leaves_nothing(
-    bench: Bench, tmp_path: Path, place: str, when: str
+    bench: Bench, tmp_path: Path, place: str, when: str, *, whole: bool
 ) -> None:
     folder = tmp_path / "kept"
-    folder.mkdir()
-    (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    with dg.DagsterInstance.from_config(str(folder)) as instance:
-        bench.instance = instance
+    with open_instance(bench, folder, one_file(folder) if whole else "") as instance:
         ids = finished(bench)
         done = subprocess.run(
             [sys.executable, "-c", DIES, str(folder), place, when],
@@ -443,7 +480,7 @@ def test_pass_after_one_that_was_killed_leaves_nothing(
         assert not [name for name in files(bench) if "<run>" in name]
         left = rows(bench)
         assert not [key for key in left if key.startswith("run/")]
-        assert not {"index.db/event_logs", "index.db/asset_check_executions"} & set(left)
+        assert not [key for key in left if key.endswith(("/event_logs", "check_executions"))]
 
 
 def test_passes_at_the_same_time_do_the_work_once(bench: Bench) -> None:
