@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
 import dagster as dg
 
@@ -55,7 +57,11 @@ class DagsterRecords:
     @contextmanager
     def of(cls, home: Path) -> Iterator[DagsterRecords]:
         """Those of a home folder, open while the block runs."""
-        with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        folder = str(home / "dagster")
+        with (
+            patch.dict(os.environ, DAGSTER_HOME=folder),  # by which its storage finds its files
+            dg.DagsterInstance.from_config(folder) as instance,
+        ):
             yield cls(instance)
 
     def under_way(self) -> int:
