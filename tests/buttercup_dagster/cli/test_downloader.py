@@ -30,7 +30,7 @@ from tests.support.archives import file, folder, packed, symlink
 from tests.support.waiting import wait_for
 
 PROGRAM = "buttercup-downloader"
-CHOICES = "'process', 'verify', 'gc'"
+CHOICES = "'serve', 'process', 'verify', 'gc'"
 TASK_ID = "7c9f3f0a-5a0e-4c83-9d0b-6d7ad1c60c11"
 ROOT = Path(__file__).parents[3]
 NO_REDIS = "redis://127.0.0.1:1"
