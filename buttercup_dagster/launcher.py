@@ -114,11 +114,13 @@ class WarmRunLauncher(CeleryRunLauncher):
             Whether it will end; False for one that is unknown or has ended.
 
         Raises:
-            RegistryUnavailable: Redis is away, so no worker can be told.
+            RegistryUnavailable: Redis is away, so no worker can be told; the run goes on.
         """
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return False
+        # Asked for its error: a run that is said to end has to be told so.
+        self._workers.executor_of(run_id)
         if run.status is not dg.DagsterRunStatus.CANCELING:
             self._instance.report_run_canceling(run)
         slot = self._workers.stop_run(run_id)
@@ -197,6 +199,11 @@ def celery_settings() -> dict[str, Any]:
             # One list for the queue, whatever the priority of a message.
             "priority_steps": [0],
             "visibility_timeout": 300,
+            # Not the common names: with those it would put messages of other applications on this
+            # Redis back into their queues, whose tasks may run for longer.
+            "unacked_key": keys.RUNS_TAKEN,
+            "unacked_index_key": keys.RUNS_TAKEN_INDEX,
+            "unacked_mutex_key": keys.RUNS_TAKEN_LOCK,
             # Redis may be away for a moment: not for ever in Dagster's daemon.
             "socket_timeout": 5.0,
             "socket_connect_timeout": 2.0,

@@ -115,6 +115,15 @@ STOPPING = PREFIX + "stopping:"
 RUN_QUEUE = PREFIX + "runs"
 """List: runs that wait for a warm worker; written and read by Celery."""
 
+RUNS_TAKEN = PREFIX + "runs_taken"
+"""Hash: runs that a worker has taken from that list and not yet given to a process; Celery's."""
+
+RUNS_TAKEN_INDEX = PREFIX + "runs_taken_index"
+"""Sorted set: those by when they were taken; Celery's."""
+
+RUNS_TAKEN_LOCK = PREFIX + "runs_taken_lock"
+"""String: the worker that looks for runs whose worker died with them; Celery's."""
+
 CANCELED_AHEAD_MS = 7 * 86_400_000
 """How long a cancel of an unknown task is remembered (contract: 7 days)."""
 

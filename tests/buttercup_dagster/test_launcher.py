@@ -19,12 +19,13 @@ from dagster_celery.launcher import CeleryRunLauncher
 from buttercup_dagster import launcher as launcher_module
 from buttercup_dagster.launcher import EXECUTE_RUN, WarmRunLauncher
 from task_api import keys
+from task_api.task import RegistryUnavailable
 from task_api.workers import Workers
 from tests.support.redis_server import RedisServer
 
 
-@pytest.fixture
-def instance(tmp_path: Path, redis_url: str) -> Iterator[dg.DagsterInstance]:
+def instance_on(folder: Path, redis_url: str) -> dg.DagsterInstance:
+    """An instance in a folder that launches runs through this Redis."""
     settings = {
         "telemetry": {"enabled": False},
         "run_launcher": {
@@ -33,8 +34,13 @@ def instance(tmp_path: Path, redis_url: str) -> Iterator[dg.DagsterInstance]:
             "config": {"redis_url": redis_url},
         },
     }
-    (tmp_path / "dagster.yaml").write_text(json.dumps(settings), "utf-8")
-    with dg.DagsterInstance.from_config(str(tmp_path)) as opened:
+    (folder / "dagster.yaml").write_text(json.dumps(settings), "utf-8")
+    return dg.DagsterInstance.from_config(str(folder))
+
+
+@pytest.fixture
+def instance(tmp_path: Path, redis_url: str) -> Iterator[dg.DagsterInstance]:
+    with instance_on(tmp_path, redis_url) as opened:
         yield opened
 
 
@@ -99,20 +105,45 @@ def test_message_holds_no_settings_of_the_instance(
 def test_launch_without_redis_fails_and_says_so(tmp_path: Path) -> None:
     with RedisServer() as server:
         url = server.url
-    settings = {
-        "telemetry": {"enabled": False},
-        "run_launcher": {
-            "module": "buttercup_dagster.launcher",
-            "class": "WarmRunLauncher",
-            "config": {"redis_url": url},
-        },
-    }
-    (tmp_path / "dagster.yaml").write_text(json.dumps(settings), "utf-8")
-    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+    with instance_on(tmp_path, url) as instance:
         run = recorded(instance, dg.DagsterRunStatus.STARTING)
         context = LaunchRunContext(dagster_run=run, workspace=None)
         with pytest.raises(Exception, match="refused"):
             instance.run_launcher.launch_run(context)
+
+
+def test_launcher_finds_a_redis_again_that_was_away(tmp_path: Path, own_redis: RedisServer) -> None:
+    with instance_on(tmp_path, own_redis.url) as instance:
+        run = recorded(instance, dg.DagsterRunStatus.STARTING)
+        context = LaunchRunContext(dagster_run=run, workspace=None)
+        instance.run_launcher.launch_run(context)
+        own_redis.kill()
+        for _ in range(2):
+            with pytest.raises(Exception, match=r"refused|closed|reset"):
+                instance.run_launcher.launch_run(context)
+        own_redis.start()
+        instance.run_launcher.launch_run(context)
+        with own_redis.client as client:
+            assert client.llen(keys.RUN_QUEUE) == 2
+
+
+def test_run_is_not_said_to_end_while_nobody_can_be_told(
+    tmp_path: Path, own_redis: RedisServer
+) -> None:
+    with instance_on(tmp_path, own_redis.url) as instance:
+        run = recorded(instance, dg.DagsterRunStatus.STARTED)
+        own_redis.kill()
+        with pytest.raises(RegistryUnavailable):
+            instance.run_launcher.terminate(run.run_id)
+        assert status_of(instance, run) is dg.DagsterRunStatus.STARTED
+
+
+def test_messages_of_other_celery_applications_are_left_alone(launcher: WarmRunLauncher) -> None:
+    """With the same names for what was taken, it would be put back into their queues too soon."""
+    with launcher.celery.connection() as connection:
+        channel = connection.default_channel
+        names = (channel.unacked_key, channel.unacked_index_key, channel.unacked_mutex_key)
+    assert names == (keys.RUNS_TAKEN, keys.RUNS_TAKEN_INDEX, keys.RUNS_TAKEN_LOCK)
 
 
 def test_terminated_run_that_a_worker_executes_is_canceling_and_the_worker_is_told(
