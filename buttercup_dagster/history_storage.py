@@ -32,6 +32,8 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventL
 from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.storage.schedules.sql_schedule_storage import SqlScheduleStorage
 
+from buttercup_dagster.storage import shrink
+
 MIBIBYTE: Final = 1 << 20
 
 WORTHWHILE_FREE_BYTES: Final = MIBIBYTE
@@ -179,12 +181,18 @@ def _files_of_runs(instance: dg.DagsterInstance) -> Iterator[tuple[str, Path]]:
 
 
 def compact(instance: dg.DagsterInstance) -> int:
-    """Give the free space of SQLite files back to the disk, where much of a file is free.
+    """Give the free space of SQLite files back to the disk.
+
+    This project's own storage does it bit by bit, while others go on. A file of Dagster's own
+    storages is written anew, where much of it is free.
 
     Returns:
         How many bytes were given back.
     """
-    return sum(_compact(path) for path in _sqlite_files(instance))
+    given_back = 0
+    with suppress(sqlite3.OperationalError):  # somebody writes for very long
+        given_back = shrink(instance)
+    return given_back + sum(_compact(path) for path in _sqlite_files(instance))
 
 
 def _compact(path: Path) -> int:

@@ -31,10 +31,7 @@ from task_api.task import Outcome, Task, TaskState
 from tests.buttercup_dagster.conftest import Bench
 from tests.support.redis_server import RedisServer
 
-CONSOLIDATED = {
-    "module": "dagster._core.storage.event_log",
-    "class": "ConsolidatedSqliteEventLogStorage",
-}
+OURS = {"module": "buttercup_dagster.storage", "class": "SqliteStorage"}
 
 
 def make_pass(bench: Bench, *, older_than_ms: int = 0, stop: Stop | None = None) -> Pass:
@@ -134,13 +131,13 @@ def bytes_below(bench: Bench) -> int:
 
 
 @pytest.fixture
-def consolidated(bench: Bench, tmp_path: Path) -> Iterator[Bench]:
-    """With one SQLite file for the events of all runs."""
-    folder = tmp_path / "consolidated"
+def one_machine(bench: Bench, tmp_path: Path) -> Iterator[Bench]:
+    """With the storage of `one_machine.yaml`, which has one SQLite file for the events of all."""
+    folder = tmp_path / "one_machine"
     folder.mkdir()
     overrides = {
         "telemetry": {"enabled": False},
-        "event_log_storage": CONSOLIDATED | {"config": {"base_dir": str(folder / "events")}},
+        "storage": {"custom": OURS | {"config": {"base_dir": str(folder)}}},
     }
     with dg.DagsterInstance.local_temp(str(folder), overrides=overrides) as opened:
         bench.instance = opened
@@ -171,8 +168,8 @@ def test_three_tasks_leave_what_one_leaves(bench: Bench) -> None:
     assert_many_leave_what_few_leave(bench, 1, 3)
 
 
-def test_three_tasks_leave_what_one_leaves_in_one_file(consolidated: Bench) -> None:
-    assert_many_leave_what_few_leave(consolidated, 1, 3)
+def test_three_tasks_leave_what_one_leaves_in_one_file(one_machine: Bench) -> None:
+    assert_many_leave_what_few_leave(one_machine, 1, 3)
 
 
 @pytest.mark.slow
@@ -503,6 +500,17 @@ def test_free_space_of_a_file_is_given_back(bench: Bench) -> None:
     assert path.stat().st_size < 1_000_000
     assert [run.run_id for run in bench.instance.get_runs()] == [kept]
     assert history_storage.compact(bench.instance) == 0
+
+
+def test_free_space_of_a_large_file_is_given_back_bit_by_bit(
+    one_machine: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_storage, "MOST_LIVE_BYTES", 0)
+    kept = bare_run(one_machine, dg.DagsterRunStatus.STARTED)
+    path = bloated(one_machine)
+    assert history_storage.compact(one_machine.instance) > 4_000_000
+    assert path.stat().st_size < 1_000_000
+    assert [run.run_id for run in one_machine.instance.get_runs()] == [kept]
 
 
 def test_file_that_somebody_writes_is_left_alone(
