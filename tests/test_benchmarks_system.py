@@ -25,6 +25,7 @@ from benchmarks.system.__main__ import _take
 from benchmarks.system.archives import Original, Served, Sources, Supply, find_originals
 from benchmarks.system.backlog import backlog, growth
 from benchmarks.system.calibration import Calibration
+from benchmarks.system.dagster_records import SUCCESS, Recorded
 from benchmarks.system.front_rows import FRONT_ROWS
 from benchmarks.system.memory import resident_bytes
 from benchmarks.system.phases import Phase, Runner, Stuck, Timing
@@ -35,7 +36,10 @@ from benchmarks.system.scale import FULL, QUICK, Scale
 from benchmarks.system.sender import Sending
 from task_api import keys
 from task_api.auth import Credentials
+from task_api.registry import TaskRegistry
+from task_api.task import Reason
 from tests.support.environment import without_settings
+from tests.support.server import KEY_ID, TOKEN, TOKEN_HASH, TaskServer
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -391,7 +395,7 @@ def test_rows_say_how_many_sources_they_take() -> None:
 
 
 SOURCES = Sources(
-    Served("http://127.0.0.1/1", "a" * 64), Served("http://127.0.0.1/2", "b" * 64), ""
+    Served("http://127.0.0.1/1", "a" * 64), Served("http://127.0.0.1/2", "b" * 64), "libpng"
 )
 
 
@@ -441,10 +445,11 @@ def test_a_post_that_had_to_wait_for_a_sender_counts_from_when_it_was_due(
 
 
 class Records:
-    """Runs of Dagster, of which a schedule adds one during the first wait."""
+    """What Dagster would record: these numbers of runs, and each task as prepared once."""
 
     def __init__(self, *numbers: int) -> None:
         self._numbers = iter(numbers)
+        self.repeated: set[str] = set()
 
     def under_way(self) -> int:
         return 0
@@ -452,10 +457,97 @@ class Records:
     def runs(self) -> int:
         return next(self._numbers)
 
+    def of_tasks(self, task_ids: Sequence[str]) -> dict[str, Recorded]:
+        return {
+            task_id: Recorded((SUCCESS,) * (1 + (task_id in self.repeated)), (time.time() * 1000,))
+            for task_id in task_ids
+        }
 
-def runner(client: Any, records: Any) -> Runner:
-    up = SimpleNamespace(process=SimpleNamespace(check=lambda: None))
-    return Runner(cast(Any, up), client, cast(Any, None), records, 6.0, 15.0)
+
+def runner(client: Any, records: Any, registry: Any = None, **up: Any) -> Runner:
+    up["process"] = SimpleNamespace(check=lambda: None)
+    return Runner(cast(Any, SimpleNamespace(**up)), client, registry, records, 6.0, 15.0)
+
+
+@contextmanager
+def worked_on(registry: TaskRegistry, home: Path, *, errored: bool = False) -> Iterator[None]:
+    """Have every task made ready, or errored, while the block runs."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            for claim in registry.claim(10):
+                held = (claim.task_id, claim.token)
+                registry.start(claim.task_id, token=claim.token, run_id="run", machine="here")
+                if errored:
+                    reason = Reason("not_found", "there is no such archive")
+                    registry.fail(*held, reason, transient=False)
+                    continue
+                folder = home / "tasks" / claim.task_id
+                folder.mkdir(parents=True)
+                (folder / "task_meta.json").touch()
+                registry.ready(*held, path=str(folder), machine="here")
+                registry.materialized(claim.task_id)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_tasks_are_timed_and_looked_at_once_more_at_the_end(
+    redis_url: str, registry: TaskRegistry, tmp_path: Path
+) -> None:
+    records = Records()
+    restarts: list[str] = []
+    with (
+        TaskServer(redis_url) as server,
+        redis.Redis.from_url(redis_url) as client,
+        worked_on(registry, tmp_path),
+    ):
+        measured = runner(
+            client,
+            records,
+            registry,
+            url=server.url,
+            key=Credentials(KEY_ID, TOKEN, TOKEN_HASH),
+            home=tmp_path,
+            restarts=lambda: restarts,
+        )
+        first = measured.prepare([SOURCES] * 3, [0.0] * 3, limit_seconds=20)
+        second = measured.prepare([SOURCES], [0.0], limit_seconds=20)
+        assert measured.look_back() == []
+        client.xadd(keys.READY, {"task_id": first.timings[0].task_id})
+        records.repeated = {second.timings[0].task_id}
+        restarts.append("worker ended with status 1; starting it again at once")
+        again = measured.look_back()
+    assert (first.wrong, second.wrong) == ((), ())
+    assert measured.done == 4
+    # Redis shows whole milliseconds only.
+    assert all(1000 * seconds >= -1 for seconds in first.ready_seconds)
+    assert again == [
+        "worker ended with status 1; starting it again at once",
+        "1 tasks announced 2 times",
+        "1 tasks with runs SUCCESS, SUCCESS, not one success",
+    ]
+
+
+def test_a_task_that_ends_in_an_error_fails_the_phase(
+    redis_url: str, registry: TaskRegistry, tmp_path: Path
+) -> None:
+    with (
+        TaskServer(redis_url) as server,
+        redis.Redis.from_url(redis_url) as client,
+        worked_on(registry, tmp_path, errored=True),
+    ):
+        key = Credentials(KEY_ID, TOKEN, TOKEN_HASH)
+        measured = runner(client, Records(), registry, url=server.url, key=key)
+        with pytest.raises(Failed, match="is errored: there is no such archive"):
+            measured.prepare([SOURCES], [0.0], limit_seconds=20)
+    assert measured.done == 0
 
 
 def test_idle_begins_anew_when_a_run_came_between(

@@ -40,7 +40,7 @@ from buttercup_dagster.settings import DownloaderSettings
 from buttercup_dagster.sources.disk import clean_private_folders, make_folder, private_folder
 from buttercup_dagster.sources.errors import SourceError
 from task_api.registry import TaskRegistry
-from task_api.task import ButtercupError
+from task_api.task import RegistryError
 
 DONE: Final = 0
 MISSED: Final = 1
@@ -60,7 +60,7 @@ NAMES: Final = (*FRONT_ROWS, *ROWS)
 
 KEEP_LOOK_SECONDS: Final = 0.5
 
-LOST: Final = (redis.RedisError, ButtercupError, SQLAlchemyError)
+LOST: Final = (redis.RedisError, RegistryError, SQLAlchemyError)
 """What is raised when Redis, or what Dagster stores, cannot be read any more."""
 
 _Place = TypeVar("_Place")
