@@ -22,6 +22,10 @@ WAIT_SECONDS: Final = 2.0
 GATHER_SECONDS: Final = 0.03
 """Tasks posted together ring one by one; so long the others have to arrive."""
 
+MOST_CLAIMS: Final = 32
+"""Dagster starts the runs of a turn one after the other, and the last one has to be started before
+the lease of its claim ends; warm workers that are done go on by themselves."""
+
 BUSY_SECONDS: Final = 0.25
 AWAY_SECONDS: Final = 1.0
 
@@ -67,7 +71,7 @@ def take_turn(
             slots = free_slots(status, max_runs)
             registry.sensor_seen(needs_workers=max_runs is None, free_slots=slots)
             # What workers that linger will take is left to them: they are there already.
-            wanted = min(slots, status.due - status.lingering)
+            wanted = min(slots, status.due - status.lingering, MOST_CLAIMS)
             claims = registry.claim(wanted, lease_ms=lease_ms)
             if claims:
                 return Turn(claims, f"{len(claims)} claimed")

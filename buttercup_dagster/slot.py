@@ -41,6 +41,11 @@ LOOK_SECONDS: Final = 0.5
 INTERRUPT_AGAIN_SECONDS: Final = 30.0
 """A run that was interrupted and goes on is interrupted again after so long."""
 
+LAST_WORD_SECONDS: Final = 2.0
+"""How long a slot that is taken back waits for an announcement that is under way."""
+
+NEVER: Final = float("-inf")
+
 
 class Ending:
     """How far the end of a worker is: told by its first process, read by its slots.
@@ -113,7 +118,9 @@ class Slot:
         # What the heartbeat interrupts; changed under the lock, so that it never hits another run.
         self._lock = threading.Lock()
         self._run_id: str | None = None
-        self._interrupted_at = 0.0
+        self._interrupted_at = NEVER
+        # Held while the slot is announced, so that no older word arrives last.
+        self._saying = threading.Lock()
         self._heart_stop = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="slot", daemon=True)
 
@@ -122,12 +129,15 @@ class Slot:
         # Dagster gives SIGTERM, after each run, the handler that SIGINT has.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
-        self._say(occupied=False)
+        with suppress(RegistryUnavailable):  # said again by the heartbeat, when Redis is back
+            self._say()
         self._heart.start()
 
     def close(self) -> None:
         """Take the slot back."""
         self._heart_stop.set()
+        if self._heart.is_alive():
+            self._heart.join(LAST_WORD_SECONDS)
         with suppress(RegistryUnavailable):
             self._workers.gone(self.name)
 
@@ -135,7 +145,9 @@ class Slot:
     def worn(self) -> bool:
         """Whether a fresh process should take the place of this one."""
         return (
-            self._executed >= self._limits.runs or peak_memory_bytes() > self._limits.memory_bytes
+            self._told_to_end
+            or self._executed >= self._limits.runs
+            or peak_memory_bytes() > self._limits.memory_bytes
         )
 
     def execute(self, run_id: str) -> None:
@@ -155,7 +167,7 @@ class Slot:
         finally:
             self._occupied = False
             with suppress(RegistryUnavailable):
-                self._say(occupied=False)
+                self._say()
 
     # --- further tasks -----------------------------------------------------------------------
 
@@ -193,7 +205,7 @@ class Slot:
     def _execute(self, run_id: str) -> dg.DagsterRun | None:
         """The run, once it has ended; None if it must not begin or is unknown."""
         try:
-            if self._workers.announce(self.name, occupied=True, run_id=run_id):
+            if self._say(run_id):
                 log.info("run %s was stopped before it began", run_id)
                 return None
         except RegistryUnavailable as error:
@@ -217,7 +229,7 @@ class Slot:
     @contextmanager
     def _current(self, run_id: str) -> Iterator[None]:
         with self._lock:
-            self._run_id, self._interrupted_at = run_id, 0.0
+            self._run_id, self._interrupted_at = run_id, NEVER
         try:
             yield
         finally:
@@ -226,9 +238,13 @@ class Slot:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         """Outside of runs; within them Dagster interrupts the run."""
-        if self._occupied:
+        if number == signal.SIGINT:
+            # The heartbeat's, for a run that Dagster has not begun, or has just ended; it looks
+            # again. With Ctrl-C the worker's first process tells its slots to end.
+            self._interrupted_at = NEVER
+        elif self._occupied:
             self._told_to_end = True
-        elif number == signal.SIGTERM:
+        else:
             # Nothing to finish: end by the signal, as the worker expects it of its processes.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -239,15 +255,22 @@ class Slot:
         while not self._heart_stop.wait(RENEW_SECONDS):
             run_id = self._run_id
             try:
-                # One that ends takes no more runs, also when it has nothing to do.
-                stopping = self._say(occupied=self._occupied or self._ends(), run_id=run_id)
+                stopping = self._say(run_id)
             except RegistryUnavailable:
+                stopping = False
+            except Exception:
+                # Without a heartbeat the slot would count as dead, and still execute runs.
+                log.exception("the slot cannot be announced; it will be tried again")
                 stopping = False
             if run_id is not None and (stopping or self._ending.step == Ending.NOW):
                 self._interrupt(run_id)
 
-    def _say(self, *, occupied: bool, run_id: str | None = None) -> bool:
-        return self._workers.announce(self.name, occupied=occupied, run_id=run_id)
+    def _say(self, run_id: str | None = None) -> bool:
+        """Announce the slot as it is now; whether that run is to end."""
+        with self._saying:
+            # One that ends takes no more runs, also when it has nothing to do.
+            occupied = self._occupied or self._ends()
+            return self._workers.announce(self.name, occupied=occupied, run_id=run_id)
 
     def _interrupt(self, run_id: str) -> None:
         """Raise in the main thread, if it is still at that run."""

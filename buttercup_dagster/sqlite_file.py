@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -38,7 +39,7 @@ _INCREMENTAL: Final = 2
 """What `PRAGMA auto_vacuum` says of a file that can give back its free pages bit by bit."""
 
 _INHERITED: Final[list[Engine]] = []
-"""Connections of a parent process: SQLite allows neither to use nor to close them after a fork."""
+"""Of a parent process: SQLite allows neither to use nor to close its connections after a fork."""
 
 
 class SqliteFile:
@@ -56,6 +57,7 @@ class SqliteFile:
         self.path = path
         self._process = os.getpid()
         self._engine = _engine(path)
+        _FILES.add(self)
 
     @contextmanager
     def making(self, *, copy_of: Path | None = None) -> Iterator[None]:
@@ -127,6 +129,23 @@ class SqliteFile:
             connection.execute("VACUUM")
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
         beginning.replace(self.path)
+
+
+_FILES: Final[weakref.WeakSet[SqliteFile]] = weakref.WeakSet()
+
+
+def _close_before_fork() -> None:
+    """Leave nothing open that a forked process would inherit.
+
+    It inherits what SQLite remembers of its locks, but not the locks. So it would believe that the
+    file is locked, while the parent, as the last one to close it, removes the log of changes to
+    which the forked process goes on writing.
+    """
+    for file in list(_FILES):
+        file.close()
+
+
+os.register_at_fork(before=_close_before_fork)
 
 
 def remove_sqlite_file(path: Path) -> None:

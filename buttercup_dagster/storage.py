@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -52,6 +52,7 @@ class RunStorage(SqliteRunStorage):
     def __init__(self, conn_string: str, inst_data: ConfigurableClassData | None = None) -> None:
         super().__init__(conn_string, inst_data)
         self.file = SqliteFile(_path_in(conn_string))
+        self.closed_with: list[SqliteFile] = []
 
     @classmethod
     def from_local(cls, base_dir: str, inst_data: ConfigurableClassData | None = None) -> Self:
@@ -64,8 +65,9 @@ class RunStorage(SqliteRunStorage):
         return self.file.transaction()
 
     def dispose(self) -> None:
-        """Close the connections."""
-        self.file.close()
+        """Close the connections, and those of the files in `closed_with`."""
+        for file in (self.file, *self.closed_with):
+            file.close()
 
 
 class ScheduleStorage(SqliteScheduleStorage):
@@ -111,7 +113,7 @@ class EventLogStorage(SqlEventLogStorage):
         self._secondary_indexes: set[str] = set()
         self._has_index_columns = False
         self._former = {
-            path.stem: SqliteFile(path)
+            path.stem: path
             for path in former_runs.glob("*.db")
             if path.stem and path.name != INDEX_OF_FORMER_RUNS
         }
@@ -145,12 +147,17 @@ class EventLogStorage(SqlEventLogStorage):
         with self.file.transaction() as connection:
             yield connection
 
-    def run_connection(self, run_id: str | None) -> AbstractContextManager[Connection]:
+    @contextmanager
+    def run_connection(self, run_id: str | None) -> Iterator[Connection]:
         """A connection to the file that has the events of a run."""
         former = self._former.get(run_id or "")
-        if former is not None and former.path.exists():
-            return former.transaction()
-        return self.index_connection()
+        if former is None or not former.exists():
+            with self.index_connection() as connection:
+                yield connection
+            return
+        # Not kept open: there may be thousands of them.
+        with closing(SqliteFile(former)) as file, file.transaction() as connection:
+            yield connection
 
     def store_event(self, event: EventLogEntry) -> None:
         """Store an event and what is indexed of it, both or nothing."""
@@ -172,16 +179,14 @@ class EventLogStorage(SqlEventLogStorage):
             )
         former = self._former.pop(run_id, None)
         if former is not None:
-            former.close()
-            remove_sqlite_file(former.path)
+            remove_sqlite_file(former)
 
     def dispose(self) -> None:
         """Stop watching and close the connections."""
         if self._watcher is not None:
             self._watcher.close()
             self._watcher = None
-        for file in (self.file, *self._former.values()):
-            file.close()
+        self.file.close()
 
     # --- schema ------------------------------------------------------------------------------
     # What is there stays there: asked once, not for each event.
@@ -249,6 +254,9 @@ class SqliteStorage(DagsterStorage[Any], ConfigurableClass):
         self._runs = RunStorage.from_local(str(history))
         self._events = EventLogStorage(history, former_runs=history / "runs")
         self._schedules = ScheduleStorage.from_local(str(Path(base_dir, "schedules")))
+        # An instance that is closed disposes of its runs and events, and forgets its schedules.
+        if isinstance(self._schedules, ScheduleStorage):
+            self._runs.closed_with.append(self._schedules.file)
         super().__init__()  # type: ignore[no-untyped-call]
 
     @classmethod

@@ -36,6 +36,9 @@ ANSWER_SECONDS: Final = 2.0
 SENSOR_SECONDS: Final = 30.0
 """Without a turn of the sensor after this long, a healthy daemon has to do."""
 
+WORKER_STOP_SECONDS: Final = 20.0
+"""Interrupted runs clean up, and give their tasks back."""
+
 DEFINITIONS: Final = "buttercup_dagster.definitions"
 
 STORAGE_MADE: Final = ".storage-made"
@@ -155,8 +158,11 @@ class Stack:
             Service(
                 "worker",
                 [*PYTHON, "-m", "buttercup_dagster.cli.downloader", "serve"],
-                self._environment,
+                # Whoever stops everything does not wait for downloads. Runs are interrupted, which
+                # counts no failure against their tasks; a process that is killed would.
+                {**self._environment, "BUTTERCUP_DOWNLOADER_DRAIN_SECONDS": "0"},
                 self.worker_seen,
+                stop_seconds=WORKER_STOP_SECONDS,
             ),
         ]
 

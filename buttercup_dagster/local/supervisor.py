@@ -58,6 +58,7 @@ class Service:
         environment: of the process, whole.
         healthy: whether it does its work; asked in the thread of the supervisor.
         start_seconds: how long it may take until then.
+        stop_seconds: how long it may take to end in an orderly way; `STOP_SECONDS` if None.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Service:
     environment: Mapping[str, str]
     healthy: Callable[[], bool]
     start_seconds: float = 90.0
+    stop_seconds: float | None = None
 
 
 @dataclass(slots=True)
@@ -158,7 +160,7 @@ class Supervisor:
         self._signal(one, signal.SIGTERM)
         if one.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                one.process.wait(STOP_SECONDS)
+                one.process.wait(one.service.stop_seconds or STOP_SECONDS)
             # Whatever it left in its group, and itself if it did not end.
             self._signal(one, signal.SIGKILL)
             one.process.wait()

@@ -75,6 +75,17 @@ def test_celery_task_has_the_id_of_the_run_and_no_tag_is_written(
     assert stored.tags == run.tags
 
 
+def test_run_is_queued_also_when_redis_has_forgotten_the_queue(
+    instance: dg.DagsterInstance, launcher: WarmRunLauncher, registry: Any
+) -> None:
+    """Celery tells Redis of a queue once for each connection."""
+    for _ in range(2):
+        registry._redis.flushall()
+        run = recorded(instance, dg.DagsterRunStatus.STARTING)
+        launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
+        assert registry._redis.llen(keys.RUN_QUEUE) == 1
+
+
 def test_message_holds_no_settings_of_the_instance(
     instance: dg.DagsterInstance, launcher: WarmRunLauncher, registry: Any
 ) -> None:

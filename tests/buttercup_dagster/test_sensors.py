@@ -17,8 +17,10 @@ from buttercup_dagster.sensors import intake_sensor, reconcile_sensor
 from buttercup_dagster.sources.stop import Stop
 from task_api.registry import TaskRegistry
 from task_api.task import TaskState
+from task_api.workers import Workers
 from tests.buttercup_dagster.conftest import Bench
 from tests.support.redis_server import RedisServer
+from tests.support.tasks import make_task, post
 from tests.support.waiting import wait_for
 
 
@@ -112,6 +114,16 @@ def test_task_posted_during_a_turn_is_claimed_at_once(bench: Bench) -> None:
     task_id = bench.post(bench.task())
     thread.join(20)
     assert [claim.task_id for claim in turns[0].claims] == [task_id]
+
+
+def test_turn_claims_no_more_than_can_be_started_in_time(bench: Bench, redis_url: str) -> None:
+    with Workers.from_url(redis_url) as workers:
+        for number in range(intake.MOST_CLAIMS + 2):
+            workers.announce(f"m/{number}", occupied=False)
+    post(bench.registry, *[make_task() for _ in range(intake.MOST_CLAIMS + 1)])
+    turn = take_turn(bench.registry, max_runs=None, seconds=1)
+    assert len(turn.claims) == intake.MOST_CLAIMS
+    assert len(take_turn(bench.registry, max_runs=None, seconds=1).claims) == 1
 
 
 def test_lapsed_claim_is_claimed_again(bench: Bench) -> None:

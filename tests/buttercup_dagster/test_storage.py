@@ -8,7 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -232,6 +232,40 @@ def test_migrate_goes_through(place: Path, instance: dg.DagsterInstance) -> None
     assert done.returncode == 0, done.stderr
 
 
+def open_files(folder: Path) -> list[str]:
+    """What this process holds open below a folder."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            target = str(entry.readlink())
+            if target.startswith(f"{folder}/"):
+                found.append(target)
+    return found
+
+
+def test_closed_instance_leaves_no_file_open(place: Path) -> None:
+    with dg.DagsterInstance.get() as instance:
+        ingest(instance)
+        assert instance.schedule_storage is not None
+        instance.schedule_storage.all_instigator_state()
+        assert open_files(place)
+        assert open_files(place / "schedules")
+    assert open_files(place) == []
+
+
+def test_former_runs_are_not_kept_open(place: Path) -> None:
+    settings = yaml.safe_load((place / "dagster.yaml").read_text())
+    del settings["storage"]
+    (place / "dagster.yaml").write_text(yaml.safe_dump(settings))
+    with dg.DagsterInstance.get() as instance:
+        _, run_id = ingest(instance)
+    use_template(place, "one_machine.yaml")
+    with dg.DagsterInstance.get() as instance:
+        assert messages(instance, run_id)
+        assert open_files(place / "history")
+        assert open_files(place / "history" / "runs") == []
+
+
 # --- several processes -----------------------------------------------------------------------
 
 
@@ -297,6 +331,33 @@ with dg.DagsterInstance.get() as instance:
         os._exit(0)
     assert os.waitpid(process, 0)[1] == 0
     instance.add_dynamic_partitions("tasks", ["later"])
+    print(sorted(instance.get_dynamic_partitions("tasks")))
+"""
+    with child(code) as parent:
+        said, _ = parent.communicate(timeout=100)
+    assert said.strip() == "['child', 'later', 'parent']"
+
+
+def test_what_a_forked_process_writes_stays_when_its_parent_closes(place: Path) -> None:
+    """As the last one to close a file, SQLite removes the log of changes."""
+    code = """
+import os
+import dagster as dg
+instance = dg.DagsterInstance.get()
+instance.add_dynamic_partitions("tasks", ["parent"])
+written, tell_written = os.pipe()
+closed, tell_closed = os.pipe()
+if (process := os.fork()) == 0:
+    instance.add_dynamic_partitions("tasks", ["child"])
+    os.write(tell_written, b"x")
+    os.read(closed, 1)
+    instance.add_dynamic_partitions("tasks", ["later"])
+    os._exit(0)
+os.read(written, 1)
+instance.dispose()
+os.write(tell_closed, b"x")
+assert os.waitpid(process, 0)[1] == 0
+with dg.DagsterInstance.get() as instance:
     print(sorted(instance.get_dynamic_partitions("tasks")))
 """
     with child(code) as parent:

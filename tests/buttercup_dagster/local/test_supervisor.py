@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,24 @@ def test_process_that_ignores_the_request_is_killed(
         assert supervisor.start(service(tmp_path, code))
         (process,) = supervisor.processes().values()
     assert not alive(process)
+
+
+def test_process_that_needs_longer_to_end_gets_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buttercup_dagster.local.supervisor.STOP_SECONDS", 0.01)
+    done = tmp_path / "done"
+    code = (
+        "import pathlib, signal\n"
+        "def end(*_):\n"
+        "    time.sleep(0.5)\n"
+        f"    pathlib.Path({str(done)!r}).touch()\n"
+        "    raise SystemExit\n"
+        f"signal.signal(signal.SIGTERM, end)\n{WORKS}\ntime.sleep(600)"
+    )
+    with Supervisor(Shown(), lambda: False) as supervisor:
+        assert supervisor.start(replace(service(tmp_path, code), stop_seconds=20.0))
+    assert done.exists()
 
 
 def test_what_ends_is_started_again(tmp_path: Path) -> None:
