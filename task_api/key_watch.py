@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -63,18 +64,23 @@ class KeyWatch:
                 self._key = found.key
             if found.warning:
                 log.warning("%s", found.warning)
-        self._seen = seen
+            self._seen = seen
 
     def _found(self) -> ResolvedKey:
-        if not self._path.parent.is_dir():
-            raise KeyUnusable(f"{self._path.parent} is gone; put it back, or restart the server")
+        # What keeps everybody from looking at the folder is told with the file.
+        with suppress(PermissionError):
+            if not self._path.parent.is_dir():
+                raise KeyUnusable(
+                    f"{self._path.parent} is gone; put it back, or restart the server"
+                )
         return key_in_file(self._path)
 
     def _refuse(self, problem: str) -> None:
         if self._verifier.problem != problem:
             log.error("%s; until then every request is refused", problem)
         self._verifier.refuse(problem)
-        self._key = None
+        # The next look is a whole one: what was wrong may be over though the file stays the same.
+        self._key = self._seen = None
 
     def _tell(self, *, made: bool, key: ApiKey) -> None:
         what = "was gone; made a new key" if made else "holds another key; using that"
@@ -90,6 +96,6 @@ class KeyWatch:
         while not self._stop.wait(LOOK_SECONDS):
             try:
                 self.look()
-            except Exception:
-                log.exception("the credentials file cannot be watched")
-                self._verifier.refuse("the credentials file cannot be watched")
+            except Exception as error:
+                log.debug("a look at %s failed", self._path, exc_info=True)
+                self._refuse(f"{self._path} cannot be watched ({type(error).__name__})")

@@ -6,25 +6,40 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import redis
 
+from benchmarks.programs import Failed
 from benchmarks.synthetic import write_archive
-from benchmarks.system import memory
-from benchmarks.system.archives import Original, find_originals
+from benchmarks.system import memory, phases, rows, sender
+from benchmarks.system.__main__ import _take
+from benchmarks.system.archives import Original, Served, Sources, Supply, find_originals
 from benchmarks.system.backlog import backlog, growth
 from benchmarks.system.calibration import Calibration
+from benchmarks.system.dagster_records import SUCCESS, Recorded
 from benchmarks.system.front_rows import FRONT_ROWS
 from benchmarks.system.memory import resident_bytes
-from benchmarks.system.phases import Phase, Timing
+from benchmarks.system.phases import Phase, Runner, Stuck, Timing
 from benchmarks.system.report import as_json, calibration_table, header, table
 from benchmarks.system.results import Figure, Row, Unit, verdict
-from benchmarks.system.rows import ROWS, sources_needed
-from benchmarks.system.scale import FULL, QUICK
+from benchmarks.system.rows import ROWS, Bench, sources_needed
+from benchmarks.system.scale import FULL, QUICK, Scale
+from benchmarks.system.sender import Sending
+from task_api import keys
+from task_api.auth import Credentials
+from task_api.registry import TaskRegistry
+from task_api.task import Reason
 from tests.support.environment import without_settings
+from tests.support.server import KEY_ID, TOKEN, TOKEN_HASH, TaskServer
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +146,7 @@ def test_quick_measures_the_product_and_judges_nothing(place: Place) -> None:
     assert "no target is judged" in lines[-1]
     content = json.loads(place.json.read_text("utf-8"))
     assert content["judged"] is False
-    assert [row["name"] for row in content["rows"]] == ["status", "five"]
+    assert [row["name"] for row in content["rows"]] == ["status", "five", "afterwards"]
     assert all(figure["measured"] > 0 for row in content["rows"] for figure in row["figures"])
     assert all(figure["reached"] is None for row in content["rows"] for figure in row["figures"])
     tasks = content["rows"][1]["samples"]["tasks"]
@@ -377,3 +392,267 @@ def test_rows_say_how_many_sources_they_take() -> None:
     assert sources_needed([*FRONT_ROWS], FULL) == 0
     assert sources_needed(["steady3", "stored"], FULL) == 181
     assert sources_needed([*ROWS], QUICK) < sources_needed([*ROWS], FULL) < 500
+
+
+SOURCES = Sources(
+    Served("http://127.0.0.1/1", "a" * 64), Served("http://127.0.0.1/2", "b" * 64), "libpng"
+)
+
+
+@contextmanager
+def answering(wait: Callable[[], None]) -> Iterator[str]:
+    """A server that accepts every post, once it has waited; its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            wait()
+            self.send_response(202)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            """Nothing is shown."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_post_that_had_to_wait_for_a_sender_counts_from_when_it_was_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sender, "CONNECTIONS", 1)
+    begin = time.monotonic()
+
+    def until_the_second_is_late() -> None:
+        wait_for(lambda: time.monotonic() > begin + 0.5, "half a second")
+
+    with answering(until_the_second_is_late) as url:
+        sending = Sending(url, Credentials("id", "token", ""), [SOURCES] * 2, [0.0, 0.01])
+        wait_for(lambda: len(sending.posts) == 2, "both answers")
+    first, second = sending.posts
+    assert (first.error, second.error) == (None, None)
+    assert second.posted_ms - first.posted_ms <= 10
+
+
+class Records:
+    """What Dagster would record: these numbers of runs, and each task as prepared once."""
+
+    def __init__(self, *numbers: int) -> None:
+        self._numbers = iter(numbers)
+        self.repeated: set[str] = set()
+
+    def under_way(self) -> int:
+        return 0
+
+    def runs(self) -> int:
+        return next(self._numbers)
+
+    def of_tasks(self, task_ids: Sequence[str]) -> dict[str, Recorded]:
+        return {
+            task_id: Recorded((SUCCESS,) * (1 + (task_id in self.repeated)), (time.time() * 1000,))
+            for task_id in task_ids
+        }
+
+
+def runner(client: Any, records: Any, registry: Any = None, **up: Any) -> Runner:
+    up["process"] = SimpleNamespace(check=lambda: None)
+    return Runner(cast(Any, SimpleNamespace(**up)), client, registry, records, 6.0, 15.0)
+
+
+@contextmanager
+def worked_on(registry: TaskRegistry, home: Path, *, errored: bool = False) -> Iterator[None]:
+    """Have every task made ready, or errored, while the block runs."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            for claim in registry.claim(10):
+                held = (claim.task_id, claim.token)
+                registry.start(claim.task_id, token=claim.token, run_id="run", machine="here")
+                if errored:
+                    reason = Reason("not_found", "there is no such archive")
+                    registry.fail(*held, reason, transient=False)
+                    continue
+                folder = home / "tasks" / claim.task_id
+                folder.mkdir(parents=True)
+                (folder / "task_meta.json").touch()
+                registry.ready(*held, path=str(folder), machine="here")
+                registry.materialized(claim.task_id)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_tasks_are_timed_and_looked_at_once_more_at_the_end(
+    redis_url: str, registry: TaskRegistry, tmp_path: Path
+) -> None:
+    records = Records()
+    restarts: list[str] = []
+    with (
+        TaskServer(redis_url) as server,
+        redis.Redis.from_url(redis_url) as client,
+        worked_on(registry, tmp_path),
+    ):
+        measured = runner(
+            client,
+            records,
+            registry,
+            url=server.url,
+            key=Credentials(KEY_ID, TOKEN, TOKEN_HASH),
+            home=tmp_path,
+            restarts=lambda: restarts,
+        )
+        first = measured.prepare([SOURCES] * 3, [0.0] * 3, limit_seconds=20)
+        second = measured.prepare([SOURCES], [0.0], limit_seconds=20)
+        assert measured.look_back() == []
+        client.xadd(keys.READY, {"task_id": first.timings[0].task_id})
+        records.repeated = {second.timings[0].task_id}
+        restarts.append("worker ended with status 1; starting it again at once")
+        again = measured.look_back()
+    assert (first.wrong, second.wrong) == ((), ())
+    assert measured.done == 4
+    # Redis shows whole milliseconds only.
+    assert all(1000 * seconds >= -1 for seconds in first.ready_seconds)
+    assert again == [
+        "worker ended with status 1; starting it again at once",
+        "1 tasks announced 2 times",
+        "1 tasks with runs SUCCESS, SUCCESS, not one success",
+    ]
+
+
+def test_a_task_that_ends_in_an_error_fails_the_phase(
+    redis_url: str, registry: TaskRegistry, tmp_path: Path
+) -> None:
+    with (
+        TaskServer(redis_url) as server,
+        redis.Redis.from_url(redis_url) as client,
+        worked_on(registry, tmp_path, errored=True),
+    ):
+        key = Credentials(KEY_ID, TOKEN, TOKEN_HASH)
+        measured = runner(client, Records(), registry, url=server.url, key=key)
+        with pytest.raises(Failed, match="is errored: there is no such archive"):
+            measured.prepare([SOURCES], [0.0], limit_seconds=20)
+    assert measured.done == 0
+
+
+def test_idle_begins_anew_when_a_run_came_between(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(Runner, "_sleep", lambda _, seconds: slept.append(seconds))
+    with redis.Redis.from_url(redis_url) as client:
+        runner(client, Records(4, 5, 5)).rest()
+    assert len(slept) == 2
+    assert all(seconds >= 6 + 15 for seconds in slept)
+
+
+def test_idle_does_not_begin_while_a_task_is_not_materialized(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phases, "QUIET_SECONDS", 0.0)
+    with redis.Redis.from_url(redis_url) as client:
+        client.zadd(keys.UNMATERIALIZED, {"some task": 1})
+        with pytest.raises(Stuck, match="the runs do not end"):
+            runner(client, Records()).rest()
+
+
+def test_announcements_are_counted_over_all_phases(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        measured = runner(client, Records())
+        for task_id in ("one", "two", "one"):
+            client.xadd(keys.READY, {"task_id": task_id})
+            measured._collect()
+    assert {name: len(moments) for name, moments in measured._announced.items()} == {
+        "one": 2,
+        "two": 1,
+    }
+
+
+class Done:
+    """Counts tasks, and prepares none."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.up = SimpleNamespace(process=SimpleNamespace(popen=SimpleNamespace(pid=1)))
+
+    def prepare(self, sources: Sequence[Sources], *_: object, **__: object) -> Phase:
+        self.done += len(sources)
+        wrong = ("1 tasks announced 2 times",) if self.done == 10 else ()
+        return Phase((Timing("a", 0.0, 1.0, 1.0),) * len(sources), wrong)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(rows, "resident_bytes", lambda _: {"server": 100})
+    supply = Supply([SOURCES] * 100)
+    scale = Scale(few_tasks=10, many_tasks=40, stored=20, different=15)
+    return Bench(cast(Any, Done()), supply, scale, watch_memory=True)
+
+
+def test_memory_is_seen_after_exactly_so_many_tasks(bench: Bench) -> None:
+    bench.prepare(8)
+    rows.stored(bench)
+    rows.different(bench)
+    row = rows.memory(bench)
+    assert sorted(bench.memory) == [10, 40]
+    assert [figure.measured for figure in row.figures] == [1.0]
+    assert "after 40 tasks" in row.figures[0].note
+
+
+def test_memory_alone_has_the_tasks_prepared_that_are_missing(bench: Bench) -> None:
+    rows.memory(bench)
+    assert sorted(bench.memory) == [10, 40]
+
+
+def test_memory_is_not_looked_at_where_nobody_asks_for_it(bench: Bench) -> None:
+    bench.watch_memory = False
+    rows.stored(bench)
+    rows.different(bench)
+    assert bench.memory == {}
+    assert bench.runner.done == 1 + 20 + 15
+
+
+def test_what_went_wrong_between_the_rows_is_told(bench: Bench) -> None:
+    bench.prepare(8)
+    bench.look_ahead(20)
+    assert bench.wrong == ["1 tasks announced 2 times"]
+
+
+@pytest.mark.parametrize(
+    ("error", "measured"),
+    [
+        (Failed("too slow"), ["one", "two", "three"]),
+        (Stuck("no end"), ["one", "two"]),
+        (redis.ConnectionError("gone"), ["one", "two"]),
+    ],
+)
+def test_a_row_that_fails_takes_no_other_with_it(error: Exception, measured: list[str]) -> None:
+    def good(_: None) -> Row:
+        """Go well."""
+        return Row("good", [Figure("something", "seconds", 1.0, 2.0)])
+
+    def bad(_: None) -> Row:
+        """Go wrong."""
+        raise error
+
+    measures = {"one": good, "two": bad, "three": good}
+    found = _take([*measures], measures, None)
+    assert len(found) == len(measured)
+    assert str(error) in found[1].wrong[0]
+    said = verdict(found, 1.0, judged=True)
+    assert not said.good

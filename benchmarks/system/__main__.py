@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import redis
+from sqlalchemy.exc import SQLAlchemyError
 
 from benchmarks import machine
 from benchmarks.ground import MEBIBYTE, file_system, forget_removals, sync
@@ -31,7 +32,7 @@ from benchmarks.system.front_rows import FRONT_ROWS, Fronts
 from benchmarks.system.orchestrator import Orchestrator, orchestrator
 from benchmarks.system.phases import Runner, Stuck
 from benchmarks.system.results import Row, verdict
-from benchmarks.system.rows import ROWS, Bench, sources_needed
+from benchmarks.system.rows import AFTERWARDS, ROWS, Bench, look_back, sources_needed
 from benchmarks.system.scale import FULL, QUICK, Scale
 from buttercup_dagster.cli.signals import INTERRUPTED, ended_by_signals
 from buttercup_dagster.local.errors import LocalError
@@ -39,6 +40,7 @@ from buttercup_dagster.settings import DownloaderSettings
 from buttercup_dagster.sources.disk import clean_private_folders, make_folder, private_folder
 from buttercup_dagster.sources.errors import SourceError
 from task_api.registry import TaskRegistry
+from task_api.task import RegistryError
 
 DONE: Final = 0
 MISSED: Final = 1
@@ -57,6 +59,9 @@ NAMES: Final = (*FRONT_ROWS, *ROWS)
 """Of all rows, in the order in which they are measured."""
 
 KEEP_LOOK_SECONDS: Final = 0.5
+
+LOST: Final = (redis.RedisError, RegistryError, SQLAlchemyError)
+"""What is raised when Redis, or what Dagster stores, cannot be read any more."""
 
 _Place = TypeVar("_Place")
 
@@ -172,7 +177,10 @@ def _measure(options: argparse.Namespace) -> int:
         if set(options.rows) & set(ROWS) or options.keep:
             _note("starting buttercup up")
             up = stack.enter_context(orchestrator(folder / "up"))
-            rows += _take(options.rows, ROWS, _bench(up, sources, scale, stack))
+            bench = _bench(up, sources, scale, stack)
+            bench.watch_memory = "memory" in options.rows
+            rows += _take(options.rows, ROWS, bench)
+            rows += _take([AFTERWARDS], {AFTERWARDS: look_back}, bench)
         slowdown, judged = now.slowdown(recorded), not options.quick
         print(report.table(rows, slowdown, judged=judged), flush=True)
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +234,7 @@ def _take(
             rows.append(measure(place))
         except Failed as error:
             rows.append(Row(name, [], [str(error)]))
-        except Stuck as error:
+        except (Stuck, *LOST) as error:
             rows.append(Row(name, [], [f"{error}; the rows behind it are not measured"]))
             break
         _note(f"  {time.monotonic() - began:.0f} s")

@@ -162,7 +162,8 @@ def _worker(sources: Sequence[Sources], folder: Path) -> float:
             ],
             log=folder / "worker.log",
             cwd=folder,
-            environment=without_settings() | {"PYTHONPATH": str(ROOT)},
+            # Requests would ask the proxy of the environment even for this machine.
+            environment=without_settings() | {"PYTHONPATH": str(ROOT), "NO_PROXY": "*"},
         ) as process,
     ):
 

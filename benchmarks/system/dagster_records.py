@@ -68,6 +68,10 @@ class DagsterRecords:
         """How many runs have not ended."""
         return self._instance.get_runs_count(dg.RunsFilter(statuses=_UNDER_WAY))
 
+    def runs(self) -> int:
+        """How many runs there are, of any job."""
+        return self._instance.get_runs_count()
+
     def of_tasks(self, task_ids: Sequence[str]) -> Mapping[str, Recorded]:
         """What is recorded of these tasks, by their ids."""
         runs: defaultdict[str, list[str]] = defaultdict(list)

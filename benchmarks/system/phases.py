@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import redis
 
@@ -49,7 +49,7 @@ class Timing:
 
     Attributes:
         task_id: its id.
-        posted_ms: when its post was sent.
+        posted_ms: when its post was sent, or was due.
         ready_ms: when it was announced, by Redis's clock, which is this machine's.
         materialized_ms: when `prepared_task` was materialized, or None.
     """
@@ -125,7 +125,6 @@ class Runner:
         records: what Dagster knows.
         linger_seconds: how long a warm worker waits for a further task.
         idle_seconds: how much longer nothing must have happened until the product counts as idle.
-        done: how many tasks were prepared so far.
     """
 
     up: Orchestrator
@@ -134,9 +133,16 @@ class Runner:
     records: DagsterRecords
     linger_seconds: float
     idle_seconds: float
-    done: int = 0
+    _prepared: list[str] = field(default_factory=list)
+    _announced: dict[str, list[float]] = field(default_factory=dict)
+    _last: str = "0-0"
     _restarts: int = 0
     _chance: random.Random = field(default_factory=lambda: random.Random(5))  # noqa: S311
+
+    @property
+    def done(self) -> int:
+        """How many tasks were prepared so far."""
+        return len(self._prepared)
 
     def rest(self) -> None:
         """Wait until the product is idle.
@@ -144,13 +150,20 @@ class Runner:
         Raises:
             Stuck: it does not become so.
         """
+        runs = -1
+        # A schedule may start a run meanwhile, behind which a worker lingers too.
+        while (now := self._runs_at_rest()) != runs:
+            runs = now
+            self._sleep(
+                RUN_END_SECONDS
+                + self.linger_seconds
+                + self.idle_seconds
+                + self._chance.uniform(0, SENSOR_SECONDS)
+            )
+
+    def _runs_at_rest(self) -> int:
         self._quiet(QUIET_SECONDS)
-        self._sleep(
-            RUN_END_SECONDS
-            + self.linger_seconds
-            + self.idle_seconds
-            + self._chance.uniform(0, SENSOR_SECONDS)
-        )
+        return self.records.runs()
 
     def prepare(
         self, sources: Sequence[Sources], offsets: Sequence[float], *, limit_seconds: float
@@ -166,61 +179,55 @@ class Runner:
             Failed: a task ends otherwise, or not in time. What is left of them is cancelled.
             Stuck: what is left does not end either.
         """
-        ready: dict[str, list[float]] = {}
-        last = self._last_announced()
         sending = Sending(self.up.url, self.up.key, sources, offsets)
         try:
-            last = self._wait(sending, ready, last, len(sources), limit_seconds)
+            self._wait(sending, len(sources), limit_seconds)
         except Failed:
             sending.stop()
-            self._abandon([post for post in sending.posts if post.task_id not in ready])
+            self._abandon([post for post in sending.posts if post.task_id not in self._announced])
             raise
         finally:
             sending.stop()
         with suppress(Stuck):  # what does not end is found in the records
             self._quiet(QUIET_SECONDS)
-        self._collect(ready, last)
-        self.done += len(sources)
-        return self._judge(sending.posts, ready)
+        self._collect()
+        self._prepared += [post.task_id for post in sending.posts]
+        return self._judge(sending.posts)
 
-    def _wait(
-        self,
-        sending: Sending,
-        ready: dict[str, list[float]],
-        last: str,
-        number: int,
-        limit_seconds: float,
-    ) -> str:
-        """Wait until all tasks were sent and announced; return the last announcement's place."""
+    def look_back(self) -> list[str]:
+        """What is wrong by now with the tasks of all phases: one may have been repeated later."""
+        self._collect()
+        return [
+            *self._new_restarts(),
+            *self._wrong(self._prepared, self.records.of_tasks(self._prepared)),
+        ]
+
+    def _wait(self, sending: Sending, number: int, limit_seconds: float) -> None:
+        """Wait until all tasks were sent and announced."""
         errored = self._errored()
         end = time.monotonic() + limit_seconds
         while True:
-            last = self._collect(ready, last)
+            self._collect()
             posts = sending.posts
             self._check(posts, errored)
-            if len(posts) == number and all(post.task_id in ready for post in posts):
-                return last
+            done = sum(post.task_id in self._announced for post in posts)
+            if done == number:
+                return
             if time.monotonic() > end:
-                done = sum(post.task_id in ready for post in posts)
                 raise Failed(f"{done} of {number} tasks were ready after {limit_seconds:.0f} s")
 
-    def _last_announced(self) -> str:
-        newest = cast(list[tuple[bytes, Any]], self.redis.xrevrange(keys.READY, count=1))
-        return newest[0][0].decode() if newest else "0-0"
-
-    def _collect(self, ready: dict[str, list[float]], last: str) -> str:
-        """Read what was announced after an entry; wait a moment for it."""
+    def _collect(self) -> None:
+        """Read what was announced since the last time; wait a moment for it."""
         streams = cast(
             list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]],
-            self.redis.xread({keys.READY: last}, count=1000, block=BLOCK_MS),
+            self.redis.xread({keys.READY: self._last}, count=1000, block=BLOCK_MS),
         )
         for _, entries in streams:
             for entry, fields in entries:
-                last = entry.decode()
-                ready.setdefault(fields[b"task_id"].decode(), []).append(
-                    float(last.partition("-")[0])
+                self._last = entry.decode()
+                self._announced.setdefault(fields[b"task_id"].decode(), []).append(
+                    float(self._last.partition("-")[0])
                 )
-        return last
 
     def _errored(self) -> int:
         return self.redis.zcard(keys.index(TaskState.ERRORED))
@@ -241,30 +248,35 @@ class Runner:
             reason = record.reason.text if record.reason else "for no reason that is told"
             raise Failed(f"task {record.task.task_id} is errored: {reason}")
 
-    def _judge(self, posts: Sequence[Post], ready: Mapping[str, Sequence[float]]) -> Phase:
-        posts = sorted(posts, key=lambda post: post.sent_ms)
+    def _judge(self, posts: Sequence[Post]) -> Phase:
+        posts = sorted(posts, key=lambda post: post.posted_ms)
         ids = [post.task_id for post in posts]
         recorded = self.records.of_tasks(ids)
-        tasks = dict(zip(ids, self.registry.get_many(ids), strict=True))
-        restarts = self.up.restarts()[self._restarts :]
-        self._restarts += len(restarts)
-        wrong: Counter[str] = Counter()
-        for task_id in ids:
-            wrong.update(_wrong(tasks[task_id], len(ready[task_id]), recorded[task_id]))
-            if not (self.up.home / "tasks" / task_id / "task_meta.json").is_file():
-                wrong["without a folder"] += 1
         return Phase(
             tuple(
                 Timing(
                     post.task_id,
-                    post.sent_ms,
-                    ready[post.task_id][0],
+                    post.posted_ms,
+                    self._announced[post.task_id][0],
                     min(recorded[post.task_id].materialized_ms, default=None),
                 )
                 for post in posts
             ),
-            (*restarts, *(f"{number} tasks {what}" for what, number in wrong.items())),
+            (*self._new_restarts(), *self._wrong(ids, recorded)),
         )
+
+    def _new_restarts(self) -> list[str]:
+        restarts = self.up.restarts()[self._restarts :]
+        self._restarts += len(restarts)
+        return restarts
+
+    def _wrong(self, ids: Sequence[str], recorded: Mapping[str, Recorded]) -> list[str]:
+        wrong: Counter[str] = Counter()
+        for task_id, task in zip(ids, self.registry.get_many(ids), strict=True):
+            wrong.update(_wrong(task, len(self._announced[task_id]), recorded[task_id]))
+            if not (self.up.home / "tasks" / task_id / "task_meta.json").is_file():
+                wrong["without a folder"] += 1
+        return [f"{number} tasks {what}" for what, number in wrong.items()]
 
     def _abandon(self, posts: Sequence[Post]) -> None:
         """Cancel tasks, so that the next phase begins with none."""

@@ -40,6 +40,8 @@ class Bench:
         idle_seconds: what single tasks took from the post to ready, each after idle, with few
             partitions.
         memory: by how many tasks were done, the resident memory of each process in bytes.
+        watch_memory: whether to look at it between the rows.
+        wrong: what went wrong with tasks between the rows.
     """
 
     runner: Runner
@@ -48,6 +50,8 @@ class Bench:
     stored: list[Sources] = field(default_factory=list)
     idle_seconds: list[float] = field(default_factory=list)
     memory: dict[int, dict[str, int]] = field(default_factory=dict)
+    watch_memory: bool = False
+    wrong: list[str] = field(default_factory=list)
 
     def prepare(self, number: int, *, rate: float | None = None) -> Phase:
         """Have tasks prepared whose sources all differ.
@@ -65,18 +69,28 @@ class Bench:
         """Have tasks prepared."""
         offsets = [position / rate if rate else 0.0 for position in range(len(sources))]
         patience = max(LEAST_PATIENCE_SECONDS, len(sources) / FAILED_RATE)
-        phase = self.runner.prepare(sources, offsets, limit_seconds=offsets[-1] + patience)
-        # The phases of other rows come past these numbers sooner or later.
-        if len(self.memory) < MEMORY_LOOKS and self.runner.done >= self.next_look:
-            with suppress(Failed):  # a process is just being replaced; the next phase sees it
-                self.remember_memory()
-        return phase
+        return self.runner.prepare(sources, offsets, limit_seconds=offsets[-1] + patience)
 
     @property
     def next_look(self) -> int:
         """After how many tasks the memory is looked at next: few, and so many more as are asked."""
         few, many = self.scale.few_tasks, self.scale.many_tasks
         return min(self.memory) + many - few if self.memory else few
+
+    def look_ahead(self, number: int) -> None:
+        """Before so many tasks that would go past the next look: look at the memory first."""
+        if not self.watch_memory or len(self.memory) == MEMORY_LOOKS:
+            return
+        if self.runner.done + number > self.next_look:
+            self.reach_look()
+            with suppress(Failed):  # a process is just being replaced; looked at later
+                self.remember_memory()
+
+    def reach_look(self) -> None:
+        """Have as many tasks prepared as are missing until the memory is looked at."""
+        self.make_stored()
+        if (missing := self.next_look - self.runner.done) > 0:
+            self.wrong += self.run_stored(missing).wrong
 
     def remember_memory(self) -> None:
         """Keep what each process holds now.
@@ -88,9 +102,13 @@ class Bench:
 
     def run_stored(self, number: int) -> Phase:
         """Have tasks prepared whose sources are stored already."""
-        if not self.stored:
-            self.prepare(1)
+        self.make_stored()
         return self.run(self.stored[:1] * number)
+
+    def make_stored(self) -> None:
+        """Have one task prepared, unless there was one."""
+        if not self.stored:
+            self.wrong += self.prepare(1).wrong
 
     def after_idle(self, number: int) -> list[Phase]:
         """Single tasks, each after the product was idle."""
@@ -196,24 +214,23 @@ def steady_three(bench: Bench) -> Row:
 
 def stored(bench: Bench) -> Row:
     """A burst of tasks whose sources are stored already."""
+    bench.look_ahead(bench.scale.stored)
     phase = bench.run_stored(bench.scale.stored)
     return _burst("stored", f"burst of {bench.scale.stored}, sources stored", phase, 6.0)
 
 
 def different(bench: Bench) -> Row:
     """A burst of tasks whose sources all differ."""
+    bench.look_ahead(bench.scale.different)
     phase = bench.prepare(bench.scale.different)
     return _burst("different", f"burst of {bench.scale.different}, sources differ", phase, 4.0)
 
 
 def memory(bench: Bench) -> Row:
     """What daemon, server and a child of the worker hold after many tasks, against after few."""
-    wrong: list[str] = []
     while len(bench.memory) < MEMORY_LOOKS:
-        if (missing := bench.next_look - bench.runner.done) > 0:
-            wrong += bench.run_stored(missing).wrong
-        else:
-            bench.remember_memory()
+        bench.reach_look()
+        bench.remember_memory()
     (few, before), (many, after) = sorted(bench.memory.items())
     return Row(
         "memory",
@@ -228,8 +245,7 @@ def memory(bench: Bench) -> Row:
             )
             for name in before
         ],
-        wrong,
-        {str(done): sizes for done, sizes in bench.memory.items()},
+        samples={str(done): sizes for done, sizes in bench.memory.items()},
     )
 
 
@@ -279,6 +295,14 @@ ROWS: Final[Mapping[str, Measure]] = {
 """What is measured with the running product, in this order."""
 
 
+AFTERWARDS: Final = "afterwards"
+
+
+def look_back(bench: Bench) -> Row:
+    """Whether something went wrong between the rows, or with a task after its row."""
+    return Row(AFTERWARDS, [], [*bench.wrong, *bench.runner.look_back()])
+
+
 def sources_needed(names: Sequence[str], scale: Scale) -> int:
     """How many tasks with sources of their own these rows have at most."""
     needed = {
@@ -295,7 +319,9 @@ def sources_needed(names: Sequence[str], scale: Scale) -> int:
 
 
 def _steady(bench: Bench, rate: int) -> Phase:
-    return bench.prepare(rate * bench.scale.steady_seconds, rate=rate)
+    number = rate * bench.scale.steady_seconds
+    bench.look_ahead(number)
+    return bench.prepare(number, rate=rate)
 
 
 def _burst(name: str, what: str, phase: Phase, must: float) -> Row:

@@ -27,12 +27,13 @@ class Post:
 
     Attributes:
         task_id: its id.
-        sent_ms: when the request was begun, UNIX milliseconds.
+        posted_ms: when the request was begun, UNIX milliseconds; if it had to wait until a sender
+            was free, when it was due. Otherwise a slow server would shorten what it is judged by.
         error: why it was not accepted, or None.
     """
 
     task_id: str
-    sent_ms: float
+    posted_ms: float
     error: str | None = None
 
 
@@ -43,7 +44,8 @@ class Sending:
         url: of the task server.
         key: for it.
         sources: of each task, in the order in which they are sent.
-        offsets: when to send each, seconds from the start, ascending.
+        offsets: when to send each, seconds from the start, ascending; 0 for as soon as a sender is
+            free.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Sending:
         self._stopped = threading.Event()
         senders = min(CONNECTIONS, len(sources))
         self._start = threading.Barrier(senders)
-        self._began = 0.0
+        self._began = self._began_ms = 0.0
         self._threads = [threading.Thread(target=self._send, daemon=True) for _ in range(senders)]
         for thread in self._threads:
             thread.start()
@@ -77,20 +79,22 @@ class Sending:
     def _send(self) -> None:
         with TaskServerClient(self._url, self._key.key_id, self._key.token) as client:
             if self._start.wait() == 0:
-                self._began = time.monotonic()
+                self._began, self._began_ms = time.monotonic(), time.time_ns() / 1e6
             self._start.wait()
             while (due := self._next()) is not None:
                 offset, task = due
                 if self._stopped.wait(max(0.0, self._began + offset - time.monotonic())):
                     return
                 error = None
-                sent_ms = time.time_ns() / 1e6
+                posted_ms = time.time_ns() / 1e6
+                if offset:
+                    posted_ms = min(posted_ms, self._began_ms + 1000 * offset)
                 try:
                     client.submit(task)
                 except ButtercupError as refused:
                     error = str(refused)
                 with self._lock:
-                    self._posts.append(Post(task["task_id"], sent_ms, error))
+                    self._posts.append(Post(task["task_id"], posted_ms, error))
 
     def _next(self) -> tuple[float, dict[str, Any]] | None:
         with self._lock:

@@ -31,7 +31,8 @@ end
 
 local function retire(id, state, token, machine)
   list_folders(id, machine)
-  if tonumber(token) > tonumber(redis.call('GET', KEY.TOKEN_FLOOR) or '0') then
+  -- A record that has lost its token keeps none of the others.
+  if (tonumber(token) or 0) > tonumber(redis.call('GET', KEY.TOKEN_FLOOR) or '0') then
     redis.call('SET', KEY.TOKEN_FLOOR, token)
   end
   redis.call('XADD', KEY.RECENT_EVENTS, 'MAXLEN', '~', KEY.RECENT_EVENTS_KEPT, '*',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from task_api.auth import CREDENTIALS, Credentials, make_token, read_credentials
+from task_api.auth import CREDENTIALS, Credentials, KeyUnusable, make_token, read_credentials
 from tests.support.server import (
     CHEAP,
     KEY_ID,
@@ -179,6 +180,43 @@ def test_a_file_that_cannot_be_read_lets_nobody_in(
     wait_for(lambda: answers(client, 503), "the refusal")
     put(path, first)
     wait_for(lambda: answers(client, 200), "the return of the key")
+
+
+@pytest.mark.parametrize(
+    "failure", [KeyUnusable("no memory to check the hash with"), OSError("no handle")], ids=repr
+)
+def test_a_look_that_fails_is_made_up_for_by_the_next(
+    client: Client,
+    path: Path,
+    log: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
+) -> None:
+    def failing(_: Path) -> None:
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr("task_api.key_watch.key_in_file", failing)
+        replace(path, "# looked at\n" + path.read_text())
+        wait_for(lambda: answers(client, 503), "the refusal")
+    wait_for(lambda: answers(client, 200), "the return of the key")
+    told = [text for text in log.messages if "until then every request is refused" in text]
+    assert len(told) == 1
+
+
+def test_a_folder_that_cannot_be_looked_at_lets_nobody_in_meanwhile(
+    client: Client, path: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    # Root, as which tests may run, is kept from nothing.
+    with monkeypatch.context() as patch:
+        for name in ("read_bytes", "stat"):
+            patch.setattr(Path, name, forbidden)
+        wait_for(lambda: answers(client, 503), "the refusal")
+    wait_for(lambda: answers(client, 200), "the return of the key")
+    assert any(f"{path} cannot be looked for: Permission denied" in text for text in log.messages)
 
 
 def test_a_file_that_says_the_same_in_other_words_changes_nothing(

@@ -111,6 +111,13 @@ def test_live_task_is_never_retired(registry: TaskRegistry, client: Any, state: 
     assert registry.ended(older_than_ms=0) == []
 
 
+def test_damaged_record_keeps_no_other(registry: TaskRegistry, client: Any) -> None:
+    damaged, sound = errored(registry), errored(registry)
+    client.hdel(keys.TASK + damaged.task_id, "token")
+    assert registry.retire(older_than_ms=0) == [damaged.task_id, sound.task_id]
+    assert registry.retired_folders("host") == [damaged.task_id, sound.task_id]
+
+
 def test_age_decides(registry: TaskRegistry, client: Any) -> None:
     old, young = errored(registry), errored(registry)
     ended_long_ago(client, old.task_id)
