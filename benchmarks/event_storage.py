@@ -2,7 +2,7 @@
 
 Several processes execute runs of `ingest` at once, as the processes of a warm worker do, on each
 storage in turn, in several rounds. Exits with 0 if no run failed on the storage that
-`one_machine.yaml` names, with 1 otherwise, with 2 if something is missing.
+`one_machine.yaml` names, with 1 otherwise, with 2 if something is missing, with 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from benchmarks import machine, postgres
 from benchmarks.event_storage_runs import TASK_FOLDER, Written, make_task_folder, write
 from benchmarks.inputs import CACHE
 from benchmarks.programs import Failed
+from buttercup_dagster.cli.signals import INTERRUPTED, ended_by_signals
 
 CHOSEN: Final = "one file, kept connections"
 POSTGRES: Final = "PostgreSQL"
@@ -91,22 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The status to exit with.
     """
     options = _options(arguments)
-    programs = postgres.programs()
-    if programs is None and POSTGRES in options.storages:
-        _note("no PostgreSQL: its rows are left out; on Debian: apt install postgresql")
-    names = [name for name in options.storages if name != POSTGRES or programs is not None]
-    rounds: dict[tuple[int, str], list[Result]] = {}
     try:
-        for number in range(options.rounds):
-            for writers in options.writers:
-                for name in names:
-                    _note(f"round {number + 1} of {options.rounds}: {writers} writers, {name}")
-                    result = _measure(name, writers, options.runs, programs)
-                    rounds.setdefault((writers, name), []).append(result)
+        with ended_by_signals():
+            results = _all(options)
     except Failed as error:
         _note(str(error))
         return 2
-    results = [_median(each) for each in rounds.values()]
+    except KeyboardInterrupt:
+        _note("interrupted; nothing is left")
+        return INTERRUPTED
     described = {
         key: text
         for key, text in machine.describe(CACHE, CACHE).items()
@@ -116,6 +110,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(_as_json(described, results), "utf-8")
     return int(any(result.failed for result in results if result.storage == CHOSEN))
+
+
+def _all(options: argparse.Namespace) -> list[Result]:
+    """Measure each storage in each round."""
+    programs = postgres.programs()
+    if programs is None and POSTGRES in options.storages:
+        _note("no PostgreSQL: its rows are left out; on Debian: apt install postgresql")
+    names = [name for name in options.storages if name != POSTGRES or programs is not None]
+    rounds: dict[tuple[int, str], list[Result]] = {}
+    for number in range(options.rounds):
+        for writers in options.writers:
+            for name in names:
+                _note(f"round {number + 1} of {options.rounds}: {writers} writers, {name}")
+                result = _measure(name, writers, options.runs, programs)
+                rounds.setdefault((writers, name), []).append(result)
+    return [_median(each) for each in rounds.values()]
 
 
 def table(results: Sequence[Result]) -> str:
@@ -275,7 +285,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.event_storage",
         description="Measure what a run costs on each storage that Dagster could have.",
     )
-    parser.add_argument("--runs", type=int, default=50, help="runs of each process (50)")
+    parser.add_argument("--runs", type=int, default=30, help="runs of each process (30)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, whose median is shown (3)")
     parser.add_argument(
         "--writers", type=_numbers, default=[2, 4], help="how many processes at once (2,4)"
