@@ -35,6 +35,7 @@ from buttercup_dagster.sources.errors import (
 from buttercup_dagster.sources.options import MEBIBYTE, FetchLimits, FetchPolicy
 from buttercup_dagster.sources.slots import Slots
 from buttercup_dagster.sources.stop import Stop
+from buttercup_dagster.sources.tls import tls_context
 from buttercup_dagster.sources.work_clock import WorkClock
 from task_api import __version__
 from task_api.task import printable, safe_url
@@ -359,7 +360,11 @@ def _connection(parts: Url, exchange: _Exchange) -> HTTPConnection:
     connection: _Guarded
     if scheme == "https":
         connection = _GuardedTLS(
-            host, port, timeout=exchange.limits.read_seconds, cert_reqs="CERT_REQUIRED"
+            host,
+            port,
+            timeout=exchange.limits.read_seconds,
+            cert_reqs="CERT_REQUIRED",
+            ssl_context=tls_context(),
         )
     else:
         connection = _Guarded(host, port, timeout=exchange.limits.read_seconds)

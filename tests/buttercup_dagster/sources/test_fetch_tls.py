@@ -12,6 +12,7 @@ import pytest
 
 from buttercup_dagster.sources.errors import Blocked, Offline, Stalled, Stopped, TlsError, Truncated
 from buttercup_dagster.sources.fetch import FetchPolicy
+from buttercup_dagster.sources.tls import tls_context
 from tests.buttercup_dagster.sources.conftest import QUICK, Download
 from tests.support.archives import digest
 from tests.support.cases import case
@@ -77,6 +78,25 @@ def test_certificate_that_is_not_valid_ends_the_url_at_once(  # noqa: PLR0917
         assert secure.requests == []
         # The next mirror has its turn.
         assert download(url, server.on("/b", serve(DATA)), sha256=WANT).mirror == 1
+
+
+def test_authorities_that_are_replaced_count_at_once(
+    certificates: dict[str, Path],
+    secure: FaultServer,
+    download: Download,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    known = tmp_path / "known.pem"
+    monkeypatch.setenv("SSL_CERT_FILE", str(known))
+    url = secure.on("/a", serve(DATA))
+    known.write_bytes(certificates["valid"].read_bytes())
+    first = tls_context()
+    download(url, sha256=WANT).path.unlink()
+    assert tls_context() is first
+    known.write_bytes(certificates["unknown"].read_bytes())
+    with pytest.raises(TlsError):
+        download(url, sha256=WANT)
 
 
 @case("F3-tls-reset")
