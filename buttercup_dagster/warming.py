@@ -13,6 +13,7 @@ from buttercup_dagster.attempt import Run, Withdrawn
 from buttercup_dagster.definitions import defs
 from buttercup_dagster.jobs import JOB_NAME
 from buttercup_dagster.partitions import tasks
+from buttercup_dagster.sources import warm as engine
 from buttercup_dagster.sources.prepare import Prepared
 from task_api.registry import TaskRecord
 
@@ -47,6 +48,7 @@ def warm() -> None:
     What is imported late, compiled or cached at a first run is then in the memory that the forked
     processes share. Nothing is left open: neither threads nor connections nor files.
     """
+    engine.warm()
     with tempfile.TemporaryDirectory(prefix="buttercup-warm-") as folder:
         (Path(folder) / "dagster.yaml").write_text(json.dumps(_QUIET), "utf-8")
         with dg.DagsterInstance.from_config(folder) as instance:
