@@ -13,22 +13,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from benchmarks import machine, report
+from benchmarks import command, machine, report
+from benchmarks.command import DONE, MISSED, note
 from benchmarks.ground import Ground
 from benchmarks.inputs import CACHE, PACKAGES, VARIABLE, Archive, Size, find
 from benchmarks.pairs import Plan
 from benchmarks.programs import Failed, Missing, require
 from benchmarks.rows import ROWS, Bench, Result
-from buttercup_dagster.cli.signals import INTERRUPTED, ended_by_signals
 from buttercup_dagster.sources.errors import SourceError
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - all that is made there is private
 SYNTHETIC_FILES: Final = 2_000
 QUICK_SYNTHETIC_FILES: Final = 50
-
-DONE: Final = 0
-MISSED: Final = 1
-NOT_MEASURED: Final = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,18 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         The status to exit with.
     """
     options = _options(arguments)
-    try:
-        with ended_by_signals():
-            return _measure(options)
-    except Missing as error:
-        _note(f"bench: {error}")
-        return NOT_MEASURED
-    except (Failed, SourceError) as error:
-        _note(f"bench: {error}")
-        return MISSED
-    except KeyboardInterrupt:
-        _note("bench: interrupted; nothing is left")
-        return INTERRUPTED
+    return command.run("bench", lambda: _measure(options))
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -105,12 +90,12 @@ def _measure(options: argparse.Namespace) -> int:
     if not options.memory.is_dir():
         raise Missing(f"there is no {options.memory}; name a memory-backed disk with --memory")
     archives = _archives(options)
-    plan = Plan(pairs=1 if options.quick else options.pairs, warm_up=not options.quick, note=_note)
+    plan = Plan(pairs=1 if options.quick else options.pairs, warm_up=not options.quick, note=note)
     results: list[Result] = []
     failures: list[str] = []
     with ExitStack() as stack:
         memory, disk = (
-            stack.enter_context(Ground.below(parent / name, patient=not options.quick, note=_note))
+            stack.enter_context(Ground.below(parent / name, patient=not options.quick, note=note))
             for parent, name in (
                 (options.memory, f"buttercup-bench-{os.getuid()}"),
                 (options.disk, "bench"),
@@ -152,10 +137,6 @@ def _archives(options: argparse.Namespace) -> dict[Size, Archive]:
         return {"small": small, "middle": small, "large": small}
     needed = {size for number in options.rows for size in ROWS[number][1]}
     return find(options.sources, [size for size in PACKAGES if size in needed])
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

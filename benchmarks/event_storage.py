@@ -2,7 +2,7 @@
 
 Several processes execute runs of `ingest` at once, as the processes of a warm worker do, on each
 storage in turn, in several rounds. Exits with 0 if no run failed on the storage that
-`one_machine.yaml` names, with 1 otherwise, with 2 if something is missing, with 130 after Ctrl-C.
+`one_machine.yaml` names, with 1 otherwise, with 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Any, Final
 import dagster as dg
 import yaml
 
-from benchmarks import machine, postgres
+from benchmarks import command, machine, postgres
+from benchmarks.command import note
 from benchmarks.event_storage_runs import TASK_FOLDER, Written, make_task_folder, write
 from benchmarks.inputs import CACHE
 from benchmarks.programs import Failed
-from buttercup_dagster.cli.signals import INTERRUPTED, ended_by_signals
 
 CHOSEN: Final = "one file, kept connections"
 POSTGRES: Final = "PostgreSQL"
@@ -92,15 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The status to exit with.
     """
     options = _options(arguments)
-    try:
-        with ended_by_signals():
-            results = _all(options)
-    except Failed as error:
-        _note(str(error))
-        return 2
-    except KeyboardInterrupt:
-        _note("interrupted; nothing is left")
-        return INTERRUPTED
+    return command.run("event_storage", lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> int:
+    results = _all(options)
     described = {
         key: text
         for key, text in machine.describe(CACHE, CACHE).items()
@@ -116,13 +112,13 @@ def _all(options: argparse.Namespace) -> list[Result]:
     """Measure each storage in each round."""
     programs = postgres.programs()
     if programs is None and POSTGRES in options.storages:
-        _note("no PostgreSQL: its rows are left out; on Debian: apt install postgresql")
+        note("no PostgreSQL: its rows are left out; on Debian: apt install postgresql")
     names = [name for name in options.storages if name != POSTGRES or programs is not None]
     rounds: dict[tuple[int, str], list[Result]] = {}
     for number in range(options.rounds):
         for writers in options.writers:
             for name in names:
-                _note(f"round {number + 1} of {options.rounds}: {writers} writers, {name}")
+                note(f"round {number + 1} of {options.rounds}: {writers} writers, {name}")
                 result = _measure(name, writers, options.runs, programs)
                 rounds.setdefault((writers, name), []).append(result)
     return [_median(each) for each in rounds.values()]
@@ -194,7 +190,7 @@ def _result(name: str, written: Sequence[Written], seconds: float, grown: int) -
     times = sorted(second for one in written for second in one.seconds)
     failures = [text for one in written for text in one.failures]
     for text in failures[:3]:
-        _note(f"{name}: {text}")
+        note(f"{name}: {text}")
     return Result(
         storage=name,
         writers=len(written),
@@ -305,10 +301,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -94,8 +94,9 @@ def find(folder: Path | None, sizes: Iterable[Size]) -> dict[Size, Archive]:
     """
     sizes = list(sizes)
     place = folder or CACHE / "sources"
-    if folder is None:
-        _download([size for size in sizes if _find(place, size) is None], place)
+    lacking = [size for size in sizes if _find(place, size) is None]
+    if folder is None and lacking:
+        download((PACKAGES[size] for size in lacking), place, _advice(*lacking))
     found: dict[Size, Archive] = {}
     for size in sizes:
         path = _find(place, size)
@@ -118,17 +119,24 @@ def _find(folder: Path, size: Size) -> Path | None:
     return next((path for path in candidates if path.is_file() and path.stat().st_size), None)
 
 
-def _download(sizes: list[Size], folder: Path) -> None:
-    if not sizes:
-        return
+def download(packages: Iterable[str], folder: Path, advice: str) -> None:
+    """Download the archives of Debian source packages, each as NAME.tar.gz.
+
+    Args:
+        packages: their names.
+        folder: made if it is missing.
+        advice: what to do where that is not possible.
+
+    Raises:
+        Missing: it is not.
+    """
     script = ROOT / ".ci" / "fetch-sources"
-    names = [PACKAGES[size] for size in sizes]
     try:
-        done = subprocess.run([script, folder, *names], stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run([script, folder, *packages], stdin=subprocess.DEVNULL, check=False)
     except OSError as error:
-        raise Missing(f"{script} cannot be run ({error.strerror}); {_advice(*sizes)}") from None
+        raise Missing(f"{script} cannot be run ({error.strerror}); {advice}") from None
     if done.returncode != 0:
-        raise Missing(f"the archives could not be downloaded; {_advice(*sizes)}")
+        raise Missing(f"the archives could not be downloaded; {advice}")
 
 
 def _advice(*sizes: Size) -> str:

@@ -20,6 +20,7 @@ from typing import Any, Final
 import dagster as dg
 import sqlalchemy as db
 from dagster._core.instance import RUNLESS_RUN_ID
+from dagster._core.storage.event_log.base import EventLogStorage as BaseEventLogStorage
 from dagster._core.storage.event_log.schema import (
     AssetCheckExecutionsTable,
     AssetEventTagsTable,
@@ -31,7 +32,7 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventL
 from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.storage.schedules.sql_schedule_storage import SqlScheduleStorage
 
-from buttercup_dagster.storage import shrink
+from buttercup_dagster.storage import EventLogStorage, shrink
 
 MEBIBYTE: Final = 1 << 20
 
@@ -62,6 +63,17 @@ def delete_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> None:
         run_ids: some tens of runs that have ended: writers of the same file wait for all of them.
     """
     storage = instance.event_log_storage
+    if isinstance(storage, EventLogStorage):
+        storage.delete_events_of(run_ids)
+    else:
+        _delete_events(instance, storage, run_ids)
+    for run_id in run_ids:
+        instance.run_storage.delete_run(run_id)
+
+
+def _delete_events(
+    instance: dg.DagsterInstance, storage: BaseEventLogStorage[Any], run_ids: Sequence[str]
+) -> None:
     if isinstance(storage, SqlEventLogStorage):
         _delete_check_results(storage, instance.get_asset_keys(), run_ids)
     if isinstance(storage, SqliteEventLogStorage):
@@ -72,8 +84,6 @@ def delete_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> None:
     else:
         for run_id in run_ids:
             storage.delete_events(run_id)
-    for run_id in run_ids:
-        instance.run_storage.delete_run(run_id)
 
 
 def _delete_check_results(

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -119,8 +119,7 @@ class SqliteFile:
     def _make(self, copy_of: Path | None) -> None:
         """Under another name first: a process killed here leaves no file with half its settings."""
         beginning = self.path.with_suffix(".new")
-        for left in (beginning, Path(f"{beginning}-wal"), Path(f"{beginning}-shm")):
-            left.unlink(missing_ok=True)
+        remove_sqlite_file(beginning)
         with _plain(beginning) as connection:
             if copy_of is not None and copy_of.exists():
                 with _plain(copy_of) as source:
@@ -151,8 +150,7 @@ os.register_at_fork(before=_close_before_fork)
 def remove_sqlite_file(path: Path) -> None:
     """Remove a file that nobody uses any more, and what SQLite keeps beside it."""
     for part in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-        with suppress(FileNotFoundError):
-            part.unlink()
+        part.unlink(missing_ok=True)
 
 
 def _engine(path: Path) -> Engine:

@@ -12,7 +12,6 @@ import secrets
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import dagster as dg
@@ -34,14 +33,6 @@ START_SECONDS: Final = 60.0
 """How long a process may take to come up; the machine may be busy."""
 
 
-@dataclass
-class _Process:
-    """What a forked process holds."""
-
-    slot: Slot | None = None
-    opened: list[Any] = field(default_factory=list)
-
-
 class WarmWorker:
     """The worker of this machine.
 
@@ -55,7 +46,7 @@ class WarmWorker:
         self._launcher = launcher
         self._app = launcher.celery
         self._ending = Ending()
-        self._here = _Process()
+        self._slot: Slot | None = None  # in a forked process
         self._name = f"{settings.machine}/{os.getpid()}-{secrets.token_hex(3)}"
 
     def serve(self) -> int:
@@ -98,15 +89,11 @@ class WarmWorker:
 
     def _process_begins(self, **_: object) -> None:
         try:
-            instance = dg.DagsterInstance.get()
-            workers = Workers.from_url(self._launcher.redis_url)
-            registry = TaskRegistry.from_url(self._settings.redis_url)
-            self._here.opened = [workers, registry]
-            self._here.slot = Slot(
+            self._slot = Slot(
                 f"{self._name}/{os.getpid()}",
-                instance=instance,
-                workers=workers,
-                registry=registry,
+                instance=dg.DagsterInstance.get(),
+                workers=Workers.from_url(self._launcher.redis_url),
+                registry=TaskRegistry.from_url(self._settings.redis_url),
                 limits=SlotLimits(
                     self._settings.linger_seconds,
                     self._settings.runs_per_process,
@@ -114,18 +101,18 @@ class WarmWorker:
                 ),
                 ending=self._ending,
             )
-            self._here.slot.start()
+            self._slot.start()
         except Exception:
             # Celery would go on with a process that can do nothing.
             log.exception("a process of the worker cannot be set up")
             os._exit(1)
 
     def _process_ends(self, **_: object) -> None:
-        if self._here.slot is not None:
-            self._here.slot.close()
+        if self._slot is not None:
+            self._slot.close()
 
     def _execute(self, run_id: str) -> None:
-        slot = self._here.slot
+        slot = self._slot
         if slot is None:
             raise RuntimeError("this process has no slot")
         slot.execute(run_id)

@@ -10,12 +10,7 @@ import redis.asyncio
 
 from task_api.operations import Command, Operation, Script
 from task_api.records import decoded
-from task_api.redis_client import (
-    COMMAND_TIMEOUT_SECONDS,
-    connect_async,
-    script_source,
-    translated,
-)
+from task_api.redis_client import COMMAND_TIMEOUT_SECONDS, Scripts, connect_async, translated
 
 _Result = TypeVar("_Result")
 
@@ -31,7 +26,7 @@ class AsyncTaskRegistry:
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._redis = client
-        self._scripts: dict[str, Any] = {}
+        self._scripts = Scripts(client)
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -66,7 +61,7 @@ class AsyncTaskRegistry:
             try:
                 async with asyncio.timeout(COMMAND_TIMEOUT_SECONDS):
                     if isinstance(request, Script):
-                        return decoded(await self._script(request.name)(args=request.arguments))
+                        return decoded(await self._scripts[request.name](args=request.arguments))
                     # The client has no types for it.
                     return await self._redis.execute_command(  # type: ignore[no-untyped-call]
                         *request.arguments
@@ -75,10 +70,3 @@ class AsyncTaskRegistry:
                 raise redis.TimeoutError(
                     f"no answer within {COMMAND_TIMEOUT_SECONDS:.0f} s"
                 ) from None
-
-    def _script(self, name: str) -> Any:
-        registered = self._scripts.get(name)
-        if registered is None:
-            registered = self._redis.register_script(script_source(name))
-            self._scripts[name] = registered
-        return registered

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
-from typing import Final
+from typing import Any, Final, Self
 
 import redis
 import redis.asyncio
@@ -22,6 +22,8 @@ from task_api.task import RegistryUnavailable
 __all__ = [
     "COMMAND_TIMEOUT_SECONDS",
     "LONGEST_BLOCK_SECONDS",
+    "OnRedis",
+    "Scripts",
     "connect",
     "connect_async",
     "lost",
@@ -102,6 +104,54 @@ def translated() -> Iterator[None]:
 def lost(error: RegistryUnavailable) -> bool:
     """Whether Redis did not answer at all, as opposed to having refused a command."""
     return isinstance(error.__cause__, redis.ConnectionError | redis.TimeoutError)
+
+
+class Scripts:
+    """The Lua scripts of `task_api/lua` on a client; sent by their digests once Redis has them.
+
+    Args:
+        client: with or without an event loop.
+    """
+
+    def __init__(self, client: redis.Redis | redis.asyncio.Redis) -> None:
+        self._client = client
+        self._registered: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        """What carries out a script; to be called with `args`."""
+        registered = self._registered.get(name)
+        if registered is None:
+            registered = self._client.register_script(script_source(name))
+            self._registered[name] = registered
+        return registered
+
+
+class OnRedis:
+    """What reads and writes in one Redis; a context that gives back its connections."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._scripts = Scripts(client)
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """On a client of its own; nothing is connected before the first call."""
+        return cls(connect(url))
+
+    def close(self) -> None:
+        """Give back the connections."""
+        self._redis.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _now_ms(self) -> int:
+        """Redis's clock, which all leases and deadlines go by; milliseconds since 1970."""
+        seconds, micros = self._redis.time()
+        return int(seconds * 1000 + micros // 1000)
 
 
 @cache

@@ -12,7 +12,7 @@ import json
 import random
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import redis
 
@@ -35,7 +35,7 @@ from task_api.records import (
     record_of,
     shortened,
 )
-from task_api.redis_client import LONGEST_BLOCK_SECONDS, connect, script_source, translated
+from task_api.redis_client import LONGEST_BLOCK_SECONDS, OnRedis, translated
 from task_api.task import (
     Outcome,
     Reason,
@@ -63,7 +63,7 @@ __all__ = [
 _Result = TypeVar("_Result")
 
 
-class TaskRegistry:
+class TaskRegistry(OnRedis):
     """Reads and writes the tasks of one Redis.
 
     Every method may raise `RegistryUnavailable`. Methods that move a task raise `UnknownTask` or
@@ -74,25 +74,9 @@ class TaskRegistry:
     """
 
     def __init__(self, client: redis.Redis) -> None:
-        self._redis = client
-        self._scripts: dict[str, Any] = {}
+        super().__init__(client)
         # Ids of claims whose answers did not come; they may have taken tasks.
         self._unanswered: list[str] = []
-
-    @classmethod
-    def from_url(cls, url: str) -> Self:
-        """A registry on a client of its own; nothing is connected before the first call."""
-        return cls(connect(url))
-
-    def close(self) -> None:
-        """Give back the connections."""
-        self._redis.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # --- the registry as a whole -------------------------------------------------------------
 
@@ -433,8 +417,7 @@ class TaskRegistry:
     def unmaterialized(self, *, older_than_ms: int, limit: int = BATCH) -> list[Unmaterialized]:
         """Ready tasks whose materialization was not confirmed within `older_than_ms`."""
         with translated():
-            seconds, micros = self._redis.time()
-            latest = seconds * 1000 + micros // 1000 - older_than_ms
+            latest = self._now_ms() - older_than_ms
             found = cast(
                 list[tuple[bytes, float]],
                 self._redis.zrange(
@@ -641,8 +624,7 @@ class TaskRegistry:
 
     def _ago_ms(self, milliseconds: int) -> int:
         """The moment so long ago, by Redis's clock; not before the year 1970."""
-        seconds, micros = self._redis.time()
-        return max(0, seconds * 1000 + micros // 1000 - milliseconds)
+        return max(0, self._now_ms() - milliseconds)
 
     # --- operations --------------------------------------------------------------------------
 
@@ -664,16 +646,9 @@ class TaskRegistry:
     def _send(self, request: Script | Command) -> Any:
         with translated():
             if isinstance(request, Script):
-                return decoded(self._script(request.name)(args=request.arguments))
+                return decoded(self._scripts[request.name](args=request.arguments))
             # The client has no types for it.
             return self._redis.execute_command(*request.arguments)  # type: ignore[no-untyped-call]
-
-    def _script(self, name: str) -> Any:
-        registered = self._scripts.get(name)
-        if registered is None:
-            registered = self._redis.register_script(script_source(name))
-            self._scripts[name] = registered
-        return registered
 
     def _run(self, script: str, *arguments: Argument) -> Any:
         return self.run(operations.script(script, *arguments))

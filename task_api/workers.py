@@ -7,42 +7,21 @@ machine is gone stops counting by itself.
 from __future__ import annotations
 
 import uuid
-from typing import Any, Final, Self, cast
-
-import redis
+from typing import Any, Final, cast
 
 from task_api import keys
 from task_api.records import Claim, decoded
-from task_api.redis_client import LONGEST_BLOCK_SECONDS, connect, script_source, translated
+from task_api.redis_client import LONGEST_BLOCK_SECONDS, OnRedis, translated
 
 SLOT_LEASE_MS: Final = keys.RUNNING_LEASE_MS
 """Lease of a slot and of the run that it executes; renewed each second."""
 
 
-class Workers:
+class Workers(OnRedis):
     """Reads and writes the slots in one Redis.
 
     Every method may raise `RegistryUnavailable`. An instance may be shared by threads.
     """
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._redis = client
-        self._scripts: dict[str, Any] = {}
-
-    @classmethod
-    def from_url(cls, url: str) -> Self:
-        """On a client of its own; nothing is connected before the first call."""
-        return cls(connect(url))
-
-    def close(self) -> None:
-        """Give back the connections."""
-        self._redis.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # --- for a slot --------------------------------------------------------------------------
 
@@ -126,17 +105,10 @@ class Workers:
     def live(self) -> list[str]:
         """The names of all live slots."""
         with translated():
-            seconds, micros = self._redis.time()
-            now_ms = seconds * 1000 + micros // 1000
-            found = cast(
-                list[bytes], self._redis.zrange(keys.WORKERS, f"({now_ms}", "+inf", byscore=True)
-            )
+            after = f"({self._now_ms()}"
+            found = cast(list[bytes], self._redis.zrange(keys.WORKERS, after, "+inf", byscore=True))
         return [str(decoded(slot)) for slot in found]
 
     def _run(self, script: str, *arguments: str | float) -> Any:
-        registered = self._scripts.get(script)
-        if registered is None:
-            registered = self._redis.register_script(script_source(script))
-            self._scripts[script] = registered
         with translated():
-            return decoded(registered(args=arguments))
+            return decoded(self._scripts[script](args=arguments))

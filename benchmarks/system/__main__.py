@@ -20,7 +20,8 @@ from typing import Final, TypeVar
 import redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from benchmarks import machine
+from benchmarks import command, machine
+from benchmarks.command import DONE, MISSED, note
 from benchmarks.ground import MEBIBYTE, file_system, forget_removals, sync
 from benchmarks.inputs import CACHE
 from benchmarks.programs import Failed, Missing
@@ -34,17 +35,10 @@ from benchmarks.system.phases import Runner, Stuck
 from benchmarks.system.results import Row, verdict
 from benchmarks.system.rows import AFTERWARDS, ROWS, Bench, look_back, sources_needed
 from benchmarks.system.scale import FULL, QUICK, Scale
-from buttercup_dagster.cli.signals import INTERRUPTED, ended_by_signals
-from buttercup_dagster.local.errors import LocalError
 from buttercup_dagster.settings import DownloaderSettings
 from buttercup_dagster.sources.disk import clean_private_folders, make_folder, private_folder
-from buttercup_dagster.sources.errors import SourceError
 from task_api.registry import TaskRegistry
 from task_api.task import RegistryError
-
-DONE: Final = 0
-MISSED: Final = 1
-NOT_MEASURED: Final = 2
 
 ROOM_PER_TASK_BYTES: Final = 20 * MEBIBYTE
 """About what the archives, the trees and the records of one task take on the disk."""
@@ -73,18 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         The status to exit with.
     """
     options = _options(arguments)
-    try:
-        with ended_by_signals():
-            return _measure(options)
-    except (Missing, LocalError) as error:
-        _note(f"bench-system: {error}")
-        return NOT_MEASURED
-    except (Failed, SourceError) as error:
-        _note(f"bench-system: {error}")
-        return MISSED
-    except KeyboardInterrupt:
-        _note("bench-system: interrupted; nothing is left")
-        return INTERRUPTED
+    return command.run("bench-system", lambda: _measure(options))
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -151,15 +134,15 @@ def _measure(options: argparse.Namespace) -> int:
         folder = stack.enter_context(_work_folder(options.disk))
         _require_room(folder, ROOM_FOR_FRONTS_BYTES + tasks * ROOM_PER_TASK_BYTES)
         if not forget_removals(folder):
-            _note(
+            note(
                 "if large trees were removed here within the last six minutes, making files is "
                 "slow for now; run it as root, or wait"
             )
         described = machine.describe_machine() | {"disk": file_system(folder)}
         print(report.header(described, originals), flush=True)
-        _note(f"making {2 * tasks} archives")
+        note(f"making {2 * tasks} archives")
         sources = stack.enter_context(supply(originals, tasks, folder / "sources"))
-        _note("measuring this machine")
+        note("measuring this machine")
         recorded = Calibration.recorded()
         now = Calibration.measure(
             sources.take(WORKER_TASKS),
@@ -175,7 +158,7 @@ def _measure(options: argparse.Namespace) -> int:
         sync(folder)
         up = None
         if set(options.rows) & set(ROWS) or options.keep:
-            _note("starting buttercup up")
+            note("starting buttercup up")
             up = stack.enter_context(orchestrator(folder / "up"))
             bench = _bench(up, sources, scale, stack)
             bench.watch_memory = "memory" in options.rows
@@ -228,7 +211,7 @@ def _take(
     for name in names:
         if (measure := measures.get(name)) is None:
             continue
-        _note(f"{name}: {(measure.__doc__ or '').splitlines()[0]}")
+        note(f"{name}: {(measure.__doc__ or '').splitlines()[0]}")
         began = time.monotonic()
         try:
             rows.append(measure(place))
@@ -237,11 +220,11 @@ def _take(
         except (Stuck, *LOST) as error:
             rows.append(Row(name, [], [f"{error}; the rows behind it are not measured"]))
             break
-        _note(f"  {time.monotonic() - began:.0f} s")
+        note(f"  {time.monotonic() - began:.0f} s")
         for figure in rows[-1].figures:
-            _note(f"  {figure.what}: {figure.measured:.3f} {figure.unit}; {figure.note}")
+            note(f"  {figure.what}: {figure.measured:.3f} {figure.unit}; {figure.note}")
         for text in rows[-1].wrong:
-            _note(f"  FAILED {text}")
+            note(f"  FAILED {text}")
     return rows
 
 
@@ -263,10 +246,6 @@ def _require_room(folder: Path, needed_bytes: int) -> None:
             f"{folder} has {free // MEBIBYTE} MiB free; about {needed_bytes // MEBIBYTE} MiB are "
             "needed; name another disk with --disk"
         )
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import io
 import os
-import subprocess
 import tarfile
 import uuid
 import zlib
@@ -20,7 +19,7 @@ from typing import Final
 from isal import igzip
 
 from benchmarks.ground import sync
-from benchmarks.inputs import CACHE, ROOT
+from benchmarks.inputs import CACHE, download
 from benchmarks.programs import Missing
 from benchmarks.server import serving
 
@@ -142,23 +141,13 @@ def find_originals(folder: Path | None) -> tuple[Original, Original]:
     paths = [place / f"{name}.tar.gz" for name in PACKAGES]
     if not all(path.is_file() for path in paths):
         if folder is None:
-            _download(place)
+            download(PACKAGES, place, _advice())
         else:
             paths = sorted(place.glob("*.tar.gz"))[: len(PACKAGES)]
             if len(paths) < len(PACKAGES):
                 raise Missing(f"there are no two archives in {place}; {_advice()}")
     repo, tooling = map(Original.read, paths)
     return repo, tooling
-
-
-def _download(place: Path) -> None:
-    script = ROOT / ".ci" / "fetch-sources"
-    try:
-        done = subprocess.run([script, place, *PACKAGES], stdin=subprocess.DEVNULL, check=False)
-    except OSError as error:
-        raise Missing(f"{script} cannot be run ({error.strerror}); {_advice()}") from None
-    if done.returncode != 0:
-        raise Missing(f"the archives could not be downloaded; {_advice()}")
 
 
 def _advice() -> str:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from unittest.mock import patch
 
 import dagster as dg
 
@@ -58,11 +57,16 @@ class DagsterRecords:
     def of(cls, home: Path) -> Iterator[DagsterRecords]:
         """Those of a home folder, open while the block runs."""
         folder = str(home / "dagster")
-        with (
-            patch.dict(os.environ, DAGSTER_HOME=folder),  # by which its storage finds its files
-            dg.DagsterInstance.from_config(folder) as instance,
-        ):
-            yield cls(instance)
+        before = os.environ.get("DAGSTER_HOME")
+        os.environ["DAGSTER_HOME"] = folder  # by which its storage finds its files
+        try:
+            with dg.DagsterInstance.from_config(folder) as instance:
+                yield cls(instance)
+        finally:
+            if before is None:
+                del os.environ["DAGSTER_HOME"]
+            else:
+                os.environ["DAGSTER_HOME"] = before
 
     def under_way(self) -> int:
         """How many runs have not ended."""

@@ -15,7 +15,7 @@ from benchmarks.system.archives import Original
 from benchmarks.system.calibration import Calibration
 from benchmarks.system.results import Figure, Row, Unit
 
-_COLUMNS: Final = "{:<42}{:>10}{:>10}{:>10}  {}"
+_COLUMNS: Final = "{:<38}{:>12}{:>12}{:>10}  {}"
 _CALIBRATION: Final = "{:<42}{:>10}{:>10}{:>10}"
 
 _PARTS: Final = {

@@ -361,6 +361,10 @@ class Stack:
 
     def materialize(self, task_id: str) -> str:
         """Press Materialize on a partition; return the run's id."""
+        return self.launch(JOB, {"dagster/partition": task_id})
+
+    def launch(self, job: str, tags: dict[str, str] | None = None) -> str:
+        """Launch a job as the UI does; return the run's id."""
         data = self.graphql(
             """
             mutation($params: ExecutionParams!) {
@@ -375,11 +379,13 @@ class Stack:
                 "selector": {
                     "repositoryLocationName": "buttercup_dagster.definitions",
                     "repositoryName": "__repository__",
-                    "pipelineName": JOB,
+                    "pipelineName": job,
                 },
                 "runConfigData": {},
                 "mode": "default",
-                "executionMetadata": {"tags": [{"key": "dagster/partition", "value": task_id}]},
+                "executionMetadata": {
+                    "tags": [{"key": key, "value": value} for key, value in (tags or {}).items()]
+                },
             },
         )["launchPipelineExecution"]
         assert data["__typename"] == "LaunchRunSuccess", data

@@ -60,32 +60,6 @@ def slots_of(stack: Stack, count: int) -> list[str]:
     return found
 
 
-def run_job(stack: Stack, job: str) -> str:
-    """Launch a job as the UI does; return the run's id."""
-    data = stack.graphql(
-        """
-        mutation($params: ExecutionParams!) {
-          launchPipelineExecution(executionParams: $params) {
-            __typename
-            ... on LaunchRunSuccess { run { runId } }
-            ... on PythonError { message }
-          }
-        }
-        """,
-        params={
-            "selector": {
-                "repositoryLocationName": "buttercup_dagster.definitions",
-                "repositoryName": "__repository__",
-                "pipelineName": job,
-            },
-            "runConfigData": {},
-            "mode": "default",
-        },
-    )["launchPipelineExecution"]
-    assert data["__typename"] == "LaunchRunSuccess", data
-    return str(data["run"]["runId"])
-
-
 def run_of(stack: Stack, run_id: str) -> dg.DagsterRun:
     with stack.instance() as instance:
         run = instance.get_run_by_id(run_id)
@@ -152,7 +126,7 @@ def test_other_runs_are_executed_while_tasks_are_waiting(stack: Stack, material:
     tasks = [material.task() for _ in range(40)]
     for task in tasks:
         stack.post(task)
-    run_id = run_job(stack, "registry")
+    run_id = stack.launch("registry")
     wait_for(lambda: run_of(stack, run_id).status is Success, "the registry job has run")
     for task in tasks:
         stack.wait_state(task["task_id"], TaskState.READY, seconds=90)
@@ -325,7 +299,7 @@ def test_redis_that_restarts_between_runs_is_found_again(stack: Stack, material:
     wait_for(lambda: stack.post(task)[0] == 202, "the server accepts again", seconds=30)
     stack.wait_state(task["task_id"], TaskState.READY, seconds=60)
     # The launcher's and Celery's connections work, too.
-    run_id = run_job(stack, "registry")
+    run_id = stack.launch("registry")
     wait_for(lambda: run_of(stack, run_id).status is Success, "the registry job has run")
 
 

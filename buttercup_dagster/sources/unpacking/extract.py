@@ -37,9 +37,6 @@ KEPT_FILE_MODE: Final = 0o755
 ALWAYS_KEPT_MTIME: Final = 2**31 - 1
 """Some file systems cannot keep a later one (seconds), and put in the latest that they can."""
 
-LARGE_BYTES: Final = 3200000 * 1024
-"""From here on writing takes the system longer than a second thread takes to be told."""
-
 ROWS_AT_ONCE: Final = 1024
 _NAME_ERRORS: Final = frozenset({EEXIST, EILSEQ, EINVAL, ENAMETOOLONG})
 
