@@ -30,7 +30,7 @@ install: $(READY) ## Make .venv with everything in it (done by the other targets
 
 .PHONY: test
 test: $(READY) ## Run the tests (starts a Redis of its own; under ten minutes)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 .PHONY: demo
 demo: $(READY) ## From nothing to a prepared task, in under two minutes

@@ -220,13 +220,17 @@ def resolve_key(settings: TaskServerSettings) -> ResolvedKey:
     return key_in_file(settings.home / CREDENTIALS)
 
 
-def key_in_file(path: Path) -> ResolvedKey:
+def key_in_file(path: Path, *, make_folder: bool = True) -> ResolvedKey:
     """The key in this credentials file, which is made if there is none.
+
+    Args:
+        path: the file.
+        make_folder: whether its folder is made, too.
 
     Raises:
         KeyUnusable: as for `resolve_key`.
     """
-    made = not _exists(path) and _make(path)
+    made = not _exists(path) and _make(path, make_folder=make_folder)
     key, warning = _read(path)
     return ResolvedKey(key, path, made, warning)
 
@@ -323,7 +327,7 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _make(path: Path) -> bool:
+def _make(path: Path, *, make_folder: bool) -> bool:
     """Write a new key to `path` unless there is one by then.
 
     Returns:
@@ -335,8 +339,9 @@ def _make(path: Path) -> bool:
     )
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        # Consumers may read the tasks in this folder as another user; this file they may not.
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if make_folder:
+            # Consumers may read the tasks in it as another user; this file they may not.
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:

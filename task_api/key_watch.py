@@ -73,7 +73,7 @@ class KeyWatch:
                 raise KeyUnusable(
                     f"{self._path.parent} is gone; put it back, or restart the server"
                 )
-        return key_in_file(self._path)
+        return key_in_file(self._path, make_folder=False)
 
     def _refuse(self, problem: str) -> None:
         if self._verifier.problem != problem:

@@ -13,9 +13,14 @@ from task_api.registry import TaskRegistry
 from tests.support.redis_server import RedisServer
 
 SLOW_VARIABLE = "RUN_SLOW"
+TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Where several processes run the tests: what shares a fixture that takes long stays together.
+    for item in items:
+        path = item.path.relative_to(TESTS)
+        item.add_marker(pytest.mark.xdist_group("e2e" if path.parts[0] == "e2e" else str(path)))
     if os.environ.get(SLOW_VARIABLE) == "1":
         return
     skip = pytest.mark.skip(reason=f"slow: takes minutes; set {SLOW_VARIABLE}=1 to run it")

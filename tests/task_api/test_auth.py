@@ -278,14 +278,15 @@ ARGON2I = argon2.PasswordHasher(type=argon2.Type.I, time_cost=1, memory_cost=8, 
     [
         ("plain-token", "is not an Argon2id hash, which begins with $argon2id$"),
         ("=19=8,t=1,p=1", "single quotes: shells and .env files replace what follows a $"),
-        (ARGON2I, "is not an Argon2id hash"),
-        (TOKEN_HASH[:-30], "is cut or malformed"),
-        (TOKEN_HASH.rpartition("$")[0], "is cut or malformed"),
+        pytest.param(ARGON2I, "is not an Argon2id hash", id="argon2i"),
+        pytest.param(TOKEN_HASH[:-30], "is cut or malformed", id="cut"),
+        pytest.param(TOKEN_HASH.rpartition("$")[0], "is cut or malformed", id="without-digest"),
         ("$argon2id$", "is cut or malformed"),
         ("$argon2id$v=19$m=1$x$y", "is cut or malformed"),
-        (
+        pytest.param(
             argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(""),
             "is the hash of an empty token",
+            id="empty-token",
         ),
     ],
 )

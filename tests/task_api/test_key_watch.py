@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from task_api.auth import CREDENTIALS, Credentials, KeyUnusable, make_token, read_credentials
+from task_api.auth import (
+    CREDENTIALS,
+    Credentials,
+    KeyUnusable,
+    KeyVerifier,
+    key_in_file,
+    make_credentials,
+    make_token,
+    read_credentials,
+)
+from task_api.key_watch import KeyWatch
 from tests.support.server import (
     CHEAP,
     KEY_ID,
@@ -124,6 +134,26 @@ def test_a_home_that_is_removed_is_not_made_anew(
     assert not path.parent.exists()
     put(path, first)
     wait_for(lambda: answers(client, 200), "the return of the key")
+
+
+def test_a_home_that_is_removed_while_a_key_is_made_is_not_made_anew(
+    path: Path, first: Credentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(path, first)
+    found = key_in_file(path)
+    verifier = KeyVerifier(found.key)
+    watch = KeyWatch(path, found.key, verifier)
+
+    def move_and_make() -> Credentials:
+        path.parent.rename(path.parent.with_name("moved"))
+        return make_credentials()
+
+    monkeypatch.setattr("task_api.auth.make_credentials", move_and_make)
+    path.unlink()
+    watch.look()
+    assert not path.parent.exists()
+    assert "No such file" in (verifier.problem or "")
+    assert list(path.parent.with_name("moved").iterdir()) == []
 
 
 @pytest.mark.parametrize(
