@@ -1002,6 +1002,26 @@ def test_pages_are_newest_first_and_go_on_after_a_task_that_changed_its_state(
         registry.page(after=str(uuid.uuid4()))
 
 
+@pytest.mark.parametrize("limit", [1, 2, 7, 30, 50])
+def test_pages_over_states_of_different_lengths_are_newest_first(
+    registry: TaskRegistry, limit: int
+) -> None:
+    tasks = [make_task() for _ in range(50)]
+    for position, task in enumerate(tasks):
+        post(registry, task)
+        # One state holds the newest tasks, one the oldest, and one every fifth of the others.
+        if position >= 35 or (position > 10 and position % 5 == 0):
+            registry.cancel(task.task_id)
+    for claim in registry.claim(10):
+        if claim.task_id in {task.task_id for task in tasks[:5]}:
+            registry.start(claim.task_id, token=claim.token, run_id="run", machine="here")
+    found: list[str] = []
+    while page := registry.page(limit=limit, after=found[-1] if found else None):
+        assert len(page) == min(limit, len(tasks) - len(found))
+        found += [record.task.task_id for record in page]
+    assert found == [task.task_id for task in reversed(tasks)]
+
+
 def test_page_holds_each_task_once_and_in_the_state_asked_for_while_tasks_move(
     registry: TaskRegistry, redis_url: str, client: Any
 ) -> None:
