@@ -213,7 +213,14 @@ class Stack:
             assert self.children["dagster"].alive, "dagster dev ended"
             return self.registry.status().sensor_seen_ms is not None
 
+        def pages_served() -> bool:
+            try:
+                return bool(self.graphql("{ version }"))
+            except OSError:
+                return False
+
         wait_for(sensor_seen, "the intake sensor reports", seconds=60)
+        wait_for(pages_served, "Dagster serves its pages", seconds=60)
 
     def logs(self, characters: int = 6000) -> str:
         """The end of every log, for a failure's report."""

@@ -183,6 +183,12 @@ def test_worker_that_is_told_to_end_finishes_what_it_does(stack: Stack, material
     task_id, _, gate = material.held_download()
     worker = stack.children["worker"]
     os.kill(worker.pid, signal.SIGTERM)
+
+    def takes_nothing() -> bool:
+        status = stack.registry.status()
+        return status.workers == status.occupied - status.lingering
+
+    wait_for(takes_nothing, "no slot takes a task")
     waiting = material.task()
     stack.post(waiting)
     gate.set()
