@@ -185,7 +185,11 @@ class Slot:
         try:
             self._registry.reap()
             while True:
-                left = 0.0 if self._ends() else end - time.monotonic()
+                if self._ends():
+                    # Wakened by a task that is for others to take.
+                    self._workers.gone(self.name)
+                    return None
+                left = end - time.monotonic()
                 found = self._workers.claim_next(self.name, linger=left > 0)
                 if isinstance(found, Claim):
                     return found

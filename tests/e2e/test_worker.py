@@ -182,12 +182,13 @@ def test_killed_process_costs_its_task_only_time(stack: Stack, material: Materia
 def test_worker_that_is_told_to_end_finishes_what_it_does(stack: Stack, material: Material) -> None:
     task_id, _, gate = material.held_download()
     worker = stack.children["worker"]
-    os.kill(worker.pid, signal.SIGTERM)
 
     def takes_nothing() -> bool:
         status = stack.registry.status()
         return status.workers == status.occupied - status.lingering
 
+    wait_for(lambda: not takes_nothing(), "the other slot waits for a task")
+    os.kill(worker.pid, signal.SIGTERM)
     wait_for(takes_nothing, "no slot takes a task")
     waiting = material.task()
     stack.post(waiting)
