@@ -33,7 +33,7 @@ def programs() -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """An empty database.
+    """An empty database, and its server.
 
     Attributes:
         environment: the variables by which `many_machines.yaml` finds it.
@@ -42,6 +42,25 @@ class Database:
 
     environment: Mapping[str, str]
     folder: Path
+    _user: str | None
+    _control: Sequence[str | Path]
+    _start: Sequence[str | Path]
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers.
+
+        Raises:
+            Failed: it does not.
+        """
+        _run(self._user, [*self._control, *self._start, "start"])
+
+    def stop(self) -> None:
+        """Stop the server at once, as a crash would; its clients' connections break.
+
+        Raises:
+            Failed: it does not run.
+        """
+        _run(self._user, [*self._control, "--mode", "immediate", "stop"])
 
 
 @contextlib.contextmanager
@@ -64,7 +83,6 @@ def database(bin_folder: Path) -> Iterator[Database]:
             for path in (folder, password):
                 shutil.chown(path, user)
         data = folder / "data"
-        control: list[str | Path] = [bin_folder / "pg_ctl", "--pgdata", data, "--silent"]
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
         access: list[str | Path] = [
             "--username",
@@ -75,27 +93,32 @@ def database(bin_folder: Path) -> Iterator[Database]:
             password,
         ]
         _run(user, [bin_folder / "initdb", "--pgdata", data, "--encoding", "UTF8", *access])
-        wait: list[str | Path] = [
-            "--wait",
-            "--timeout",
-            str(_START_SECONDS),
-            "--log",
-            folder / "log",
-        ]
-        _run(user, [*control, *wait, "--options", options, "start"])
+        made = Database(
+            {
+                "DAGSTER_PG_HOST": "127.0.0.1",
+                "DAGSTER_PG_PORT": str(port),
+                "DAGSTER_PG_USERNAME": _USER,
+                "DAGSTER_PG_PASSWORD": password.read_text(),
+                "DAGSTER_PG_DB": "postgres",
+            },
+            data / "base",
+            user,
+            [bin_folder / "pg_ctl", "--pgdata", data, "--silent"],
+            [
+                "--wait",
+                "--timeout",
+                str(_START_SECONDS),
+                "--log",
+                folder / "log",
+                "--options",
+                options,
+            ],
+        )
+        made.start()
         try:
-            yield Database(
-                {
-                    "DAGSTER_PG_HOST": "127.0.0.1",
-                    "DAGSTER_PG_PORT": str(port),
-                    "DAGSTER_PG_USERNAME": _USER,
-                    "DAGSTER_PG_PASSWORD": password.read_text(),
-                    "DAGSTER_PG_DB": "postgres",
-                },
-                data / "base",
-            )
+            yield made
         finally:
-            _run(user, [*control, "--mode", "immediate", "stop"])
+            made.stop()
 
 
 def _owner() -> str | None:

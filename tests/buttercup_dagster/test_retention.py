@@ -20,7 +20,6 @@ import sqlalchemy as db
 import yaml
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
-from benchmarks import postgres
 from buttercup_dagster import history, history_storage, retention_job
 from buttercup_dagster.definitions import defs
 from buttercup_dagster.resources import Downloader
@@ -32,6 +31,7 @@ from buttercup_dagster.sources.stop import Stop
 from task_api.registry import Submission
 from task_api.task import Outcome, Task, TaskState
 from tests.buttercup_dagster.conftest import Bench
+from tests.support.postgres import database
 from tests.support.redis_server import RedisServer
 
 
@@ -197,11 +197,8 @@ def test_thirty_tasks_leave_what_ten_leave_in_files_of_their_own(bench: Bench) -
 def test_postgresql_is_left_as_it_was(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    programs = postgres.programs()
-    if programs is None:
-        pytest.skip("needs PostgreSQL")
-    with postgres.database(programs) as database:
-        for name, value in database.environment.items():
+    with database() as made:
+        for name, value in made.environment.items():
             monkeypatch.setenv(name, value)
         template = resources.files("buttercup_dagster") / "instance" / "many_machines.yaml"
         configuration = yaml.safe_dump({"storage": yaml.safe_load(template.read_text())["storage"]})

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
 
-from benchmarks import event_storage, postgres
+from benchmarks import event_storage
 from benchmarks.event_storage_runs import defs, make_task_folder
 from buttercup_dagster.launcher import WarmRunLauncher
 from buttercup_dagster.sqlite_file import SqliteFile
@@ -126,24 +126,6 @@ def test_one_machine_opens(instance: dg.DagsterInstance) -> None:
     ):
         assert version is not None
         assert version[0] == version[1]
-
-
-def test_many_machines_open(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    programs = postgres.programs()
-    if programs is None:
-        pytest.skip("needs PostgreSQL")
-    use_template(place, "many_machines.yaml")
-    with postgres.database(programs) as database:
-        for name, value in database.environment.items():
-            monkeypatch.setenv(name, value)
-        with dg.DagsterInstance.get() as instance:
-            assert isinstance(instance.run_launcher, WarmRunLauncher)
-            task_id, _ = ingest(instance)
-            assert task_id in instance.get_materialized_partitions(dg.AssetKey("prepared_task"))
-            assert shrink(instance) == 0
-        assert (
-            database.environment["DAGSTER_PG_PASSWORD"] not in (place / "dagster.yaml").read_text()
-        )
 
 
 # --- what a user sees ------------------------------------------------------------------------

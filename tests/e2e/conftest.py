@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
 from tests.e2e.stack import Stack
+from tests.support.postgres import database
 
 SETUPS = [
     pytest.param("warm-worker", id="warm-worker"),
     pytest.param("plain-dagster", id="plain-dagster", marks=pytest.mark.slow),
+    pytest.param("many-machines", id="many-machines", marks=pytest.mark.slow),
 ]
 
 
@@ -21,11 +24,14 @@ def stack(
 ) -> Iterator[Stack]:
     """Redis, the task server, Dagster and a server of sources, all running.
 
-    With a warm worker, as `buttercup up` runs it; and with `dagster dev` alone.
+    With a warm worker, as `buttercup up` runs it; with `dagster dev` alone; and with a warm worker
+    on the instance of many machines.
     """
-    warm = request.param == "warm-worker"
-    with Stack(tmp_path_factory.mktemp("e2e"), warm=warm) as running:
-        yield running
+    warm = request.param != "plain-dagster"
+    with contextlib.ExitStack() as opened:
+        made = opened.enter_context(database()) if request.param == "many-machines" else None
+        folder = tmp_path_factory.mktemp("e2e")
+        yield opened.enter_context(Stack(folder, warm=warm, database=made))
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ import argon2
 import dagster as dg
 from dagster._core.instance import InstanceRef
 
+from benchmarks.postgres import Database
 from task_api.registry import TaskRegistry
 from task_api.task import TaskState, UnknownTask
 from task_api.workers import Workers
@@ -91,10 +92,11 @@ class Stack:
 
     Everything is started as the README tells people to, in an empty folder that holds copies of
     the two files of the repository that Dagster reads there. With a warm worker, Dagster's instance
-    is that of `buttercup up`, in a folder of its own.
+    is that of `buttercup up`, in a folder of its own; with a database, that of many machines, of
+    which this is the first.
     """
 
-    def __init__(self, folder: Path, *, warm: bool) -> None:
+    def __init__(self, folder: Path, *, warm: bool, database: Database | None = None) -> None:
         self.warm = warm
         self.folder = folder
         self.home = folder / "home"
@@ -123,9 +125,13 @@ class Stack:
         if warm:
             self.dagster_home = folder / "dagster"
             self.dagster_home.mkdir()
-            template = ROOT / "buttercup_dagster" / "instance" / "one_machine.yaml"
+            name = "one_machine.yaml" if database is None else "many_machines.yaml"
+            template = ROOT / "buttercup_dagster" / "instance" / name
             shutil.copy(template, self.dagster_home / "dagster.yaml")
-            self.env["DAGSTER_HOME"] = str(self.dagster_home)
+            self._found_by = {"DAGSTER_HOME": str(self.dagster_home)}
+            if database is not None:
+                self._found_by |= database.environment
+            self.env |= self._found_by
         self.registry = TaskRegistry.from_url(self.redis.url)
         self.workers = Workers.from_url(self.redis.url)
 
@@ -307,7 +313,7 @@ class Stack:
     def instance(self) -> dg.DagsterInstance:
         """The instance that `dagster dev` works on."""
         if self.warm:
-            with environment(DAGSTER_HOME=str(self.dagster_home)):
+            with environment(**self._found_by):
                 return dg.DagsterInstance.from_config(str(self.dagster_home))
         (home,) = self.project.glob(".tmp_dagster_home_*")
         return dg.DagsterInstance.from_ref(
