@@ -9,10 +9,10 @@ from typing import Final
 
 from buttercup_dagster.by_hand import ANNOUNCED
 from buttercup_dagster.engine import Engine
-from buttercup_dagster.sources.errors import SourceError
 from buttercup_dagster.sources.stop import Stop
+from buttercup_dagster.unwanted import remove_unwanted
 from task_api.registry import TaskRecord, TaskRegistry
-from task_api.task import TaskState, UnknownTask
+from task_api.task import UnknownTask
 
 UNCONFIRMED_MS: Final = 60_000
 """A run has this long to confirm its materialization by itself, milliseconds."""
@@ -22,9 +22,6 @@ MOST_MISSING: Final = 50
 
 REMOVAL_SECONDS: Final = 15.0
 """No further folder is begun after this, and no lock waited for: a sensor has 60 s in all."""
-
-UNWANTED: Final = (TaskState.CANCELED, TaskState.EXPIRED, TaskState.ERRORED)
-"""States in which nobody reads the folder of a task that is listed for removal."""
 
 
 @dataclass
@@ -61,7 +58,7 @@ def reconcile(
 
     Args:
         registry: the tasks.
-        engine: this machine's; only folders on this machine are removed.
+        engine: this machine's; other machines remove their folders themselves.
         materialized: whether Dagster has a materialization of a task from after a moment, UNIX
             milliseconds.
 
@@ -90,40 +87,10 @@ def _find_missing(
 
 
 def _remove_unwanted(registry: TaskRegistry, engine: Engine, result: Reconciled) -> None:
-    end = time.monotonic() + REMOVAL_SECONDS
-    for task_id in registry.removals():
-        if time.monotonic() > end:
-            return
-        record = _record(registry, task_id)
-        if record is not None and record.machine not in {None, engine.machine}:
-            continue
-        left_ms = int(1000 * (end - time.monotonic()))
-        asked = _Asked(registry, task_id)
-        try:
-            removed = engine.remove(
-                task_id, stop=Stop(int(time.time() * 1000) + left_ms), unwanted=asked.unwanted
-            )
-        except SourceError as error:
-            result.problems.append(str(error))
-            continue
-        # What is wanted again was taken off the list when its task moved; and may be on it anew.
-        if asked.answer:
-            registry.removed(task_id)
-        result.removed += removed
-
-
-@dataclass
-class _Asked:
-    """Whether nobody reads the folder of a task; one that is prepared again publishes over it."""
-
-    registry: TaskRegistry
-    task_id: str
-    answer: bool = True
-
-    def unwanted(self) -> bool:
-        record = _record(self.registry, self.task_id)
-        self.answer = record is None or record.state in UNWANTED
-        return self.answer
+    stop = Stop(int((time.time() + REMOVAL_SECONDS) * 1000))
+    removal = remove_unwanted(registry, engine, stop=stop)
+    result.removed = removal.folders
+    result.problems += removal.problems
 
 
 def _record(registry: TaskRegistry, task_id: str) -> TaskRecord | None:

@@ -150,6 +150,16 @@ class DownloaderSettings(CommonSettings):
         return tuple(absolute_path(Path(name)) for name in names if name)
 
     @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which a process that reads the settings anew finds these."""
+        prefix = str(DownloaderSettings.model_config.get("env_prefix", ""))
+        return {
+            f"{prefix}{name}".upper(): str(value)
+            for name in DownloaderSettings.model_fields
+            if (value := getattr(self, name)) is not None
+        }
+
+    @property
     def tasks(self) -> Path:
         """Folder of the prepared tasks."""
         return self.tasks_dir or self.home / "tasks"

@@ -18,6 +18,8 @@ import dagster as dg
 from celery import signals
 from celery.apps.worker import Worker as CeleryWorker
 
+from buttercup_dagster.engine import Engine
+from buttercup_dagster.housekeeping import Housekeeping
 from buttercup_dagster.launcher import EXECUTE_RUN, WarmRunLauncher
 from buttercup_dagster.settings import DownloaderSettings
 from buttercup_dagster.slot import Ending, Slot, SlotLimits
@@ -46,7 +48,9 @@ class WarmWorker:
         self._launcher = launcher
         self._app = launcher.celery
         self._ending = Ending()
-        self._slot: Slot | None = None  # in a forked process
+        # In a forked process.
+        self._slot: Slot | None = None
+        self._housekeeping: Housekeeping | None = None
         self._name = f"{settings.machine}/{os.getpid()}-{secrets.token_hex(3)}"
 
     def serve(self) -> int:
@@ -102,12 +106,19 @@ class WarmWorker:
                 ending=self._ending,
             )
             self._slot.start()
+            self._housekeeping = Housekeeping(
+                TaskRegistry.from_url(self._settings.redis_url),
+                Engine.from_settings(self._settings),
+            )
+            self._housekeeping.start()
         except Exception:
             # Celery would go on with a process that can do nothing.
             log.exception("a process of the worker cannot be set up")
             os._exit(1)
 
     def _process_ends(self, **_: object) -> None:
+        if self._housekeeping is not None:
+            self._housekeeping.close()
         if self._slot is not None:
             self._slot.close()
 

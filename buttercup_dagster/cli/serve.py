@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DAGSTER_HOME: Final = "DAGSTER_HOME"
 INSTANCE_FILE: Final = "dagster.yaml"
+REDIS_URL: Final = "BUTTERCUP_REDIS_URL"
+"""The variable in which our templates of `dagster.yaml` expect it; it may come from `.env`."""
 
 
 def run_serve(program: str, settings: DownloaderSettings) -> int:
@@ -34,6 +36,9 @@ def run_serve(program: str, settings: DownloaderSettings) -> int:
             or Dagster's storage cannot be used now.
     """
     _find_instance(program, settings)
+    # Dagster's instance, and each run, read the settings anew, and know of no flags.
+    os.environ.update(settings.environment)
+    os.environ.setdefault(REDIS_URL, settings.redis_url)
     # A worker imports nothing from the folder in which it was started, but Dagster's console
     # handler and Celery look there for settings of their own.
     logging.basicConfig(

@@ -67,3 +67,42 @@ def test_from_where_files_may_come(
     else:
         with pytest.raises(Blocked):
             prepare(task, engine.workspace, engine.options, stop=Stop())
+
+
+def test_processes_that_are_started_find_the_same_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: dict[str, object] = {
+        "redis_url": "redis://:secret@redis.example:6380/2",
+        "log_level": "debug",
+        "home": tmp_path / "home",
+        "tasks_dir": tmp_path / "a tasks folder",
+        "store_dir": tmp_path / "store",
+        "machine": "second machine",
+        "max_runs": 7,
+        "linger_seconds": 0.25,
+        "drain_seconds": 0.0,
+        "runs_per_process": 9,
+        "process_bytes": 512 * 1024**2,
+        "max_archive_bytes": 11,
+        "max_downloads_per_host": 12,
+        "max_downloads": 13,
+        "max_tree_bytes": 14,
+        "max_tree_entries": 15,
+        "source_hosts": "*.example.org,example.com",
+        "block_private_addresses": True,
+        "file_roots": "/srv/a,/srv/b",
+        "escaping_links": "refuse",
+        "link_mode": "copy",
+        "max_store_bytes": 16,
+        "min_free_bytes": 17,
+        "retention_days": 0.5,
+    }
+    assert changed.keys() == DownloaderSettings.model_fields.keys()
+    chosen = DownloaderSettings(_env_file=None, **changed)  # type: ignore[arg-type]
+    # The shared variable says otherwise, as that of a daemon may.
+    monkeypatch.setenv("BUTTERCUP_HOME", "/elsewhere")
+    for name, value in chosen.environment.items():
+        monkeypatch.setenv(name, value)
+    found = DownloaderSettings(_env_file=None)
+    assert found.model_dump() == changed

@@ -198,11 +198,11 @@ class Stack:
 
         wait_for(answers, "the task server answers", seconds=30)
 
-    def start_worker(self, name: str = "worker", **settings: str) -> Child:
-        """Start a warm worker."""
+    def start_worker(self, name: str = "worker", *flags: str, **settings: str) -> Child:
+        """Start a warm worker, with flags or with variables."""
         live = set(self.workers.live())
         log = self.folder / f"{name}.log"
-        command = [str(BIN / "buttercup-downloader"), "serve"]
+        command = [str(BIN / "buttercup-downloader"), "serve", *flags]
         environment = {**self.env, **settings}
         child = Child(name, command, log=log, cwd=self.project, env=environment)
         self.children[name] = child

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from benchmarks.postgres import Database
-from task_api.task import TaskState
+from task_api.task import Outcome, TaskState
 from tests.e2e.stack import Stack
 from tests.e2e.test_intake import Material
 from tests.support.postgres import database
@@ -51,11 +51,8 @@ def home(stack: Stack, machine: str) -> Path:
 
 
 def start(stack: Stack, machine: str) -> None:
-    stack.start_worker(
-        machine,
-        BUTTERCUP_HOME=str(home(stack, machine)),
-        BUTTERCUP_DOWNLOADER_MACHINE=machine,
-    )
+    # By flags: they hold for the runs, too.
+    stack.start_worker(machine, f"--home={home(stack, machine)}", f"--machine={machine}")
     wait_for(
         lambda: sum(slot.startswith(f"{machine}/") for slot in stack.workers.live()) == 2,
         f"both slots of the {machine} machine live",
@@ -100,12 +97,45 @@ def test_task_of_a_machine_that_dies_goes_on_with_another(stack: Stack, material
     assert assert_prepared_once(stack, task_id) != dead
     newest = stack.wait_run(task_id, Success, count=2)
     wait_for(
-        lambda: {run.status for run in stack.runs(task_id) if run.run_id != newest.run_id}
-        == {Failure},
+        lambda: (
+            {run.status for run in stack.runs(task_id) if run.run_id != newest.run_id} == {Failure}
+        ),
         "Dagster shows the run of the dead machine as failed",
         seconds=60,
     )
     start(stack, dead)
+
+
+def test_each_machine_removes_its_own_folders(stack: Stack, material: Material) -> None:
+    tasks = [material.task() for _ in range(12)]
+    for task in tasks:
+        assert stack.post(task)[0] == 202
+    folders = {machine: home(stack, machine) / "tasks" for machine in MACHINES}
+    standing: dict[str, list[str]] = {machine: [] for machine in MACHINES}
+    for task in tasks:
+        stack.wait_state(task["task_id"], TaskState.READY, seconds=60)
+        standing[assert_prepared_once(stack, task["task_id"])].append(task["task_id"])
+    assert all(len(ids) >= 2 for ids in standing.values()), standing
+    gone = {machine: ids[:2] for machine, ids in standing.items()}
+    for canceled, judged in gone.values():
+        stack.registry.cancel(canceled)
+        stack.registry.report_outcome(judged, Outcome.SUCCEEDED)
+    # As the job `retention` does, on whatever machine it runs.
+    assert stack.registry.retire(older_than_ms=0)
+    wait_for(
+        lambda: (
+            not any(
+                (folders[machine] / task_id).exists()
+                for machine, ids in gone.items()
+                for task_id in ids
+            )
+        ),
+        "the folders go on both machines",
+        seconds=90,
+    )
+    for machine, ids in standing.items():
+        for task_id in ids[2:]:
+            assert (folders[machine] / task_id / "task_meta.json").is_file()
 
 
 def test_restart_of_postgresql_loses_nothing(
