@@ -155,9 +155,8 @@ class Stack:
 
     def close(self) -> None:
         """End every process that this stack started, whoever started it within."""
-        for name in ("dagster", "server", "worker"):
-            if name in self.children:
-                self.children[name].stop()
+        for child in self.children.values():
+            child.stop()
         for process in self._left_over():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -178,25 +177,30 @@ class Stack:
                 continue
         return [process for process in found if process != os.getpid()]
 
-    def _start(self, name: str, command: list[str], cwd: Path) -> None:
+    def launch_program(self, name: str, command: list[str]) -> None:
+        """Start a program, with its output in a log of its own."""
         log = self.folder / f"{name}.log"
-        self.children[name] = Child(name, command, log=log, cwd=cwd, env=self.env)
+        self.children[name] = Child(name, command, log=log, cwd=self.project, env=self.env)
 
     def start_server(self) -> None:
         """Start the task server on the same port as before."""
-        self._start(
-            "server",
-            [str(BIN / "buttercup-task-server"), "--port", str(self.api_port)],
-            self.project,
-        )
+        command = [str(BIN / "buttercup-task-server"), "--port", str(self.api_port)]
+        self.launch_program("server", command)
+        wait_for(self.serves, "the task server answers", seconds=30)
 
-        def answers() -> bool:
-            try:
-                return self.http("GET", "/healthz")[0] == 200
-            except OSError:
-                return False
+    def serves(self) -> bool:
+        """Whether the task server answers."""
+        try:
+            return self.http("GET", "/healthz")[0] == 200
+        except OSError:
+            return False
 
-        wait_for(answers, "the task server answers", seconds=30)
+    def shows_pages(self) -> bool:
+        """Whether Dagster serves its pages."""
+        try:
+            return bool(self.graphql("{ version }"))
+        except OSError:
+            return False
 
     def start_worker(self, name: str = "worker", *flags: str, **settings: str) -> Child:
         """Start a warm worker, with flags or with variables."""
@@ -212,21 +216,15 @@ class Stack:
     def start_dagster(self) -> None:
         """Start `dagster dev` as the README says; for plain runs without DAGSTER_HOME."""
         command = [str(BIN / "dagster"), "dev", "-w", "workspace.yaml", "-p", str(self.ui_port)]
-        self._start("dagster", command, self.project)
+        self.launch_program("dagster", command)
 
     def _wait_until_up(self) -> None:
         def sensor_seen() -> bool:
             assert self.children["dagster"].alive, "dagster dev ended"
             return self.registry.status().sensor_seen_ms is not None
 
-        def pages_served() -> bool:
-            try:
-                return bool(self.graphql("{ version }"))
-            except OSError:
-                return False
-
         wait_for(sensor_seen, "the intake sensor reports", seconds=60)
-        wait_for(pages_served, "Dagster serves its pages", seconds=60)
+        wait_for(self.shows_pages, "Dagster serves its pages", seconds=60)
 
     def logs(self, characters: int = 6000) -> str:
         """The end of every log, for a failure's report."""

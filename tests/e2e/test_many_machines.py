@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import shlex
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +15,7 @@ import pytest
 
 from benchmarks.postgres import Database
 from task_api.task import Outcome, TaskState
-from tests.e2e.stack import Stack
+from tests.e2e.stack import BIN, ROOT, Stack
 from tests.e2e.test_intake import Material
 from tests.support.postgres import database
 from tests.support.waiting import wait_for
@@ -159,3 +163,48 @@ def test_restart_of_postgresql_loses_nothing(
         return not missing
 
     wait_for(all_materialized, "Dagster has all materializations", seconds=90, every=1.0)
+
+
+def test_commands_of_the_page_bring_up_a_machine(tmp_path: Path, server: Database) -> None:
+    page = (ROOT / "docs" / "how-to" / "many-machines.md").read_text("utf-8")
+    copy, variables, front, serve, look = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    template = (ROOT / "buttercup_dagster" / "instance" / "many_machines.yaml").read_text("utf-8")
+    named = set(re.findall(r"^export (\w+)=", variables, re.MULTILINE))
+    assert named == {"DAGSTER_HOME", *re.findall(r"env: (\w+)", template)}
+    stack = Stack(tmp_path / "page", warm=True, database=server)
+    stack.env |= {
+        "HOME": str(tmp_path),
+        "DAGSTER_HOME": str(tmp_path / "buttercup-dagster"),
+        "BUTTERCUP_API_KEY_ID": stack.key_id,
+        "BUTTERCUP_API_TOKEN": stack.key_token,
+    }
+    ports = {"8000": str(stack.api_port), "3000": str(stack.ui_port), "0.0.0.0": "127.0.0.1"}
+
+    def with_ports(text: str) -> str:
+        return re.sub("|".join(map(re.escape, ports)), lambda found: ports[found[0]], text)
+
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(stack.sources)
+        opened.callback(stack.close)
+        subprocess.run(["bash", "-ec", copy], env=stack.env, check=True)
+        for number, line in enumerate([*with_ports(front).splitlines(), *serve.splitlines()]):
+            program, *arguments = shlex.split(line)
+            stack.launch_program(f"page-{number}", [str(BIN / program), *arguments])
+        material = Material(tmp_path, stack)
+        wait_for(stack.serves, "the task server answers", seconds=60)
+        task = material.task()
+        assert stack.post(task)[0] == 202
+        stack.wait_state(task["task_id"], TaskState.READY, seconds=90)
+        (entry,) = stack.announced(task["task_id"])
+        assert entry["machine"] == "a"
+        assert Path(entry["path"]) == stack.home / "tasks" / task["task_id"]
+        wait_for(stack.shows_pages, "Dagster serves its pages", seconds=60)
+        shown = subprocess.run(
+            ["bash", "-ec", with_ports(look)],
+            env=stack.env,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        assert re.search(rf"^{task['task_id']} +ready", shown, re.MULTILINE)
+        assert '"ready":true' in shown
