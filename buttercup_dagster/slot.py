@@ -173,7 +173,7 @@ class Slot:
 
     def _claims(self) -> Iterator[Claim]:
         """Tasks to go on with, each claimed when it is asked for."""
-        while not (self._ends() or self.worn):
+        while not self.worn:
             claim = self._next_claim()
             if claim is None:
                 return
