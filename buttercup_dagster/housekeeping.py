@@ -74,10 +74,10 @@ class Housekeeping:
     def _make_pass(self, stop: Stop) -> None:
         unwanted = remove_unwanted(self._registry, self._engine, stop=stop)
         retired = remove_folders(self._registry, self._engine, stop=stop)
-        if unwanted.folders or retired.tasks:
+        if unwanted.tasks or retired.tasks:
             log.info(
                 "folders removed: %d that nobody wants, those of %d retired tasks",
-                unwanted.folders,
+                unwanted.tasks,
                 retired.tasks,
             )
         problems = {*unwanted.problems, *retired.problems}

@@ -89,7 +89,7 @@ def _find_missing(
 def _remove_unwanted(registry: TaskRegistry, engine: Engine, result: Reconciled) -> None:
     stop = Stop(int((time.time() + REMOVAL_SECONDS) * 1000))
     removal = remove_unwanted(registry, engine, stop=stop)
-    result.removed = removal.folders
+    result.removed = removal.tasks
     result.problems += removal.problems
 
 

@@ -10,26 +10,13 @@ each may be repeated.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from buttercup_dagster.engine import Engine
 from buttercup_dagster.sources.errors import DeadlinePassed, SourceError, Stopped
 from buttercup_dagster.sources.stop import Stop
+from buttercup_dagster.unwanted import Removal
 from task_api.registry import TaskRegistry
 from task_api.task import UnknownTask
-
-
-@dataclass
-class Removal:
-    """What a machine removed of retired tasks.
-
-    Attributes:
-        tasks: how many of them it has nothing of any more.
-        problems: what could not be removed, for people.
-    """
-
-    tasks: int = 0
-    problems: list[str] = field(default_factory=list)
 
 
 def retire_tasks(registry: TaskRegistry, *, older_than_ms: int, stop: Stop) -> int:

@@ -23,11 +23,11 @@ class Removal:
     """What a machine removed.
 
     Attributes:
-        folders: how many folders.
+        tasks: how many tasks had something here that is gone now.
         problems: what could not be removed, for people.
     """
 
-    folders: int = 0
+    tasks: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -65,7 +65,7 @@ def remove_unwanted(registry: TaskRegistry, engine: Engine, *, stop: Stop) -> Re
             # list anew.
             if asked.answer:
                 registry.removed(task_id)
-            done.folders += removed
+            done.tasks += removed
     return done
 
 
