@@ -36,6 +36,7 @@ def in_thread(work: Callable[[Log], _T], *, stop: Stop, log: Log) -> _T:
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     results: list[_T] = []
     errors: list[BaseException] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
@@ -43,16 +44,19 @@ def in_thread(work: Callable[[Log], _T], *, stop: Stop, log: Log) -> _T:
         except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
             errors.append(error)
         finally:
+            done.set()
             lines.put(None)
 
     worker = threading.Thread(target=run, name="work", daemon=True)
-    worker.start()
     try:
+        worker.start()
         while (line := lines.get()) is not None:
             log(line)
-    except BaseException:
+    except BaseException as error:
         stop.request("the run was interrupted")
-        _wait_for_clean_up(worker)
+        # Interrupted within `start`, the thread may be about to begin all the same.
+        if worker.ident is not None or not isinstance(error, RuntimeError):
+            _wait_for_clean_up(done)
         raise
     worker.join()
     if errors:
@@ -60,9 +64,9 @@ def in_thread(work: Callable[[Log], _T], *, stop: Stop, log: Log) -> _T:
     return results[0]
 
 
-def _wait_for_clean_up(worker: threading.Thread) -> None:
+def _wait_for_clean_up(done: threading.Event) -> None:
     end = time.monotonic() + CLEAN_UP_SECONDS
-    while worker.is_alive() and time.monotonic() < end:
+    while not done.is_set() and time.monotonic() < end:
         # A second signal must not cut the clean-up short.
         with suppress(BaseException):
-            worker.join(0.2)
+            done.wait(0.2)

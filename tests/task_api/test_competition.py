@@ -14,7 +14,6 @@ import pytest
 
 from task_api.competition import CompetitionPing
 from task_api.registry import TaskRegistry
-from tests.support.redis_server import free_port
 from tests.support.server import Client, TaskServer, basic
 from tests.support.waiting import wait_for
 
@@ -100,21 +99,23 @@ def test_ready_once_the_ping_is_answered(redis_url: str) -> None:
 
 
 def test_an_api_that_comes_back(redis_url: str) -> None:
-    port = free_port()
-    with serving(redis_url, f"http://127.0.0.1:{port}") as client:
-        wait_for(lambda: "cannot be reached" in (problem(client) or ""), "the problem")
-        assert client.get("/readyz", authorization=None).status == 503
-        server = ThreadingHTTPServer(
-            ("127.0.0.1", port), type("Handler", (Competition,), {"asked": []})
-        )
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
+    handler = type("Handler", (Competition,), {"asked": []})
+    # Bound, so that nobody else takes the port, and not yet listening.
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler, bind_and_activate=False)
+    server.server_bind()
+    thread = threading.Thread(target=server.serve_forever)
+    try:
+        with serving(redis_url, f"http://127.0.0.1:{server.server_port}") as client:
+            wait_for(lambda: "cannot be reached" in (problem(client) or ""), "the problem")
+            assert client.get("/readyz", authorization=None).status == 503
+            server.server_activate()
+            thread.start()
             wait_for(lambda: client.get("/status/").json["ready"], "readiness")
-        finally:
+    finally:
+        if thread.ident is not None:
             server.shutdown()
-            server.server_close()
             thread.join()
+        server.server_close()
 
 
 @pytest.mark.parametrize(
