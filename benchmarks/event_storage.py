@@ -1,8 +1,8 @@
 """`python -m benchmarks.event_storage`: what a run costs on each storage that Dagster could have.
 
 Several processes execute runs of `ingest` at once, as the processes of a warm worker do, on each
-storage in turn, in several rounds. Exits with 0 if no run failed on the storage that
-`one_machine.yaml` names, with 1 otherwise, with 130 after Ctrl-C.
+storage in turn, in several rounds. Exits with 0 if no run failed on the storages that our templates
+name, with 1 otherwise, with 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def _report(options: argparse.Namespace) -> int:
     print(table(results))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(_as_json(described, results), "utf-8")
-    return int(any(result.failed for result in results if result.storage == CHOSEN))
+    ours = (CHOSEN, POSTGRES_KEPT)
+    return int(any(result.failed for result in results if result.storage in ours))
 
 
 def _all(options: argparse.Namespace) -> list[Result]:

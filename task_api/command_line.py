@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
@@ -32,6 +34,8 @@ def load_settings(settings_class: type[_Settings], argv: Sequence[str]) -> _Sett
         SystemExit: status 2 after one line for each wrong setting; 0 after `--help`.
     """
     program = str(settings_class.model_config.get("cli_prog_name"))
+    # What it says of a line that it cannot read is said below, once and with the file's name.
+    logging.getLogger("dotenv.main").setLevel(logging.ERROR)
     try:
         settings = settings_class(_cli_parse_args=list(argv), _cli_exit_on_error=False)
     except ValidationError as error:
@@ -44,7 +48,20 @@ def load_settings(settings_class: type[_Settings], argv: Sequence[str]) -> _Sett
         fail(program, f"{settings_class.model_config.get('env_file')} cannot be read: {error}")
     for sentence in settings_class.unknown_variables():
         warn(program, sentence)
+    for sentence in _unreadable_lines(settings_class):
+        warn(program, sentence)
     return settings
+
+
+def _unreadable_lines(settings_class: type[CommonSettings]) -> Iterator[str]:
+    """One sentence for each line of `.env` that is no setting and is passed over."""
+    file = Path(str(settings_class.model_config.get("env_file")))
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8") as stream:
+        for binding in parse_stream(stream):
+            if binding.error:
+                yield f"{file}, line {binding.original.line}: not NAME=VALUE, and ignored"
 
 
 def warn(program: str, text: str) -> None:

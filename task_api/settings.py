@@ -30,6 +30,9 @@ from task_api.task import normalize_uuid, split_url
 SHARED_PREFIX = "BUTTERCUP_"
 SHARED_FIELDS = ("redis_url", "home")
 
+NEARLY = 0.85
+"""How much a name has to be like a shared variable to be taken for a misspelt one; 1 is the same."""
+
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
@@ -139,9 +142,10 @@ class CommonSettings(BaseSettings):
 
     @classmethod
     def unknown_variables(cls) -> list[str]:
-        """One sentence for each variable with this component's prefix that no setting reads.
+        """One sentence for each variable that no setting reads and that seems to be meant for one.
 
-        A misspelt name would otherwise be ignored without a word.
+        Those with this component's prefix, and those that are nearly a shared one: a misspelt name
+        would otherwise be ignored without a word.
         """
         prefix = str(cls.model_config.get("env_prefix", ""))
         known = {f"{prefix}{name}".upper() for name in cls.model_fields}
@@ -154,6 +158,11 @@ class CommonSettings(BaseSettings):
             near = difflib.get_close_matches(name, known, n=1)
             advice = f"; did you mean {near[0]}?" if near else ""
             sentences.append(f"{name} is not a setting and is ignored{advice}")
+        shared = {f"{SHARED_PREFIX}{name}".upper() for name in SHARED_FIELDS}
+        for name in sorted(names - shared - known):
+            near = difflib.get_close_matches(name, shared, n=1, cutoff=NEARLY)
+            if near and not name.startswith(prefix):
+                sentences.append(f"{name} is not a setting and is ignored; did you mean {near[0]}?")
         return sentences
 
 

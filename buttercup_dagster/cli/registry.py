@@ -242,7 +242,8 @@ def _facts(record: TaskRecord) -> list[tuple[str, str]]:
         ("type", f"{task.type}{harnesses}"),
         ("accepted", _when(record.accepted_ms)),
         ("deadline", _when(task.deadline_ms)),
-        ("path", record.path or ""),
+        # That of a cancelled task is removed within a minute.
+        ("path", "" if record.state is TaskState.CANCELED else record.path or ""),
         ("machine", record.machine or ""),
         ("run", record.run_id or ""),
         ("waiting", "for the verdict on what its consumer submitted" if record.waiting else ""),

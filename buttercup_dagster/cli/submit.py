@@ -56,7 +56,7 @@ def _submit(settings: Commands, command: Submit) -> int:
             text = str(error)
             fail(PROGRAM, f"--{text}" if text.startswith(("focus:", "project_name:")) else text)
         for note in packed.notes:
-            sys.stderr.write(f"{PROGRAM}: {harmless(note)}\n")
+            sys.stderr.write(f"{PROGRAM}: warning: {harmless(note)}\n")
         task_id = command.task_id or str(uuid.uuid4())
         with TaskServerClient(settings.url, key_id, token) as client:
             try:
@@ -78,10 +78,19 @@ def key_of(settings: Commands) -> tuple[str, str]:
     """Id and token to post with: as set, else those in the home folder.
 
     Raises:
-        SystemExit: status 2, there is no key.
+        SystemExit: status 2, there is no key, or half of one is set.
     """
     if settings.api_key_id and settings.api_token:
         return settings.api_key_id, settings.api_token
+    if settings.api_key_id or settings.api_token:
+        given, lacking = "api_key_id", "api_token"
+        if not settings.api_key_id:
+            given, lacking = lacking, given
+        fail(
+            PROGRAM,
+            f"--{given} is set and --{lacking} is not; set both, also by BUTTERCUP_API_KEY_ID and "
+            "BUTTERCUP_API_TOKEN, or neither to post with the key in the home folder",
+        )
     path = settings.home / CREDENTIALS
     try:
         found = read_credentials(path)
@@ -171,7 +180,10 @@ def _leave(client: TaskServerClient, task_id: str) -> None:
             client.cancel(task_id)
             text = "it is cancelled, since its sources came from here"
     except (ServerUnavailable, RequestRefused) as error:
-        text = f"it is recorded and cannot be fetched any more; cancel it later ({error})"
+        text = (
+            "it is recorded, and what is not stored yet cannot be fetched any more; cancel it "
+            f"later ({error})"
+        )
     sys.stderr.write(f"{PROGRAM}: stopped waiting for task {task_id}; {harmless(text)}\n")
 
 

@@ -77,7 +77,7 @@ def run(settings: Commands, command: Up) -> int:
                         f"on at {plan.dagster_url}/automation",
                     )
                 supervisor.watch()
-            lines.show("", "stopping everything")
+            lines.show("", "stopping everything; this takes some seconds")
         lines.show("", "stopped")
     except LocalError as error:
         fail(PROGRAM, str(error))
@@ -166,7 +166,7 @@ def banner(stack: Stack, tasks: Path) -> str:
             "",
             "Next, in another terminal:",
             "",
-            "  buttercup submit PATH --project_name NAME",
+            "  buttercup submit PATH --project_name NAME --fuzz_tooling PATH",
             "  buttercup-registry watch",
             "",
             "Ctrl-C stops everything.",

@@ -293,7 +293,7 @@ def _check_redis(url: str) -> None:
             registry.ping()
     except ButtercupError as error:
         raise LocalError(
-            f"{safe_redis_url(url)}: {error}; start that Redis, or set no BUTTERCUP_REDIS_URL to "
+            f"{safe_redis_url(url)}: {str(error).rstrip('.')}; start that Redis, or set no BUTTERCUP_REDIS_URL to "
             "get an embedded one"
         ) from None
 

@@ -36,10 +36,12 @@ from task_api.task import normalize_uuid, printable
 
 Kind = Literal["archive", "tree", "task"]
 
-PREPARE_AGAIN: Final = "materialize its partition in Dagster, or post the task again"
+PREPARE_AGAIN: Final = (
+    "materialize its partition in Dagster; or cancel the task and post it under another id"
+)
 """What puts the folder of a task in order."""
 
-_NOT_REPAIRED: Final = "nothing was changed; run verify with --repair"
+_NOT_REPAIRED: Final = "nothing was changed; run verify without --no-repair"
 _NOT_COMPARED: Final = "nothing was changed; remove the cause, and run verify again"
 _MADE_WHEN_NEEDED: Final = "removed; it is made again when a task needs it"
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -299,6 +299,8 @@ def test_settings_from_a_file(tmp_path: Path, redis_url: str) -> None:
         f"BUTTERCUP_TASK_SERVER_API_TOKEN_HASH='{TOKEN_HASH}'",
         "BUTTERCUP_TASK_SERVER_WORKRES=2",
         "BUTTERCUP_DOWNLOADER_ANYTHING=1",
+        "BUTTERCUP_HOM=/elsewhere",
+        "this is no setting",
     ]
     Path(".env").write_text("\n".join(lines) + "\n")
     with ServerProcess(tmp_path) as server:
@@ -310,6 +312,11 @@ def test_settings_from_a_file(tmp_path: Path, redis_url: str) -> None:
             "buttercup-task-server: warning: BUTTERCUP_TASK_SERVER_WORKRES is not a setting and is "
             "ignored; did you mean BUTTERCUP_TASK_SERVER_WORKERS?"
         ) in server.text
+        assert (
+            "warning: BUTTERCUP_HOM is not a setting and is ignored; did you mean BUTTERCUP_HOME?"
+        ) in server.text
+        assert "warning: .env, line 8: not NAME=VALUE, and ignored" in server.text
+        assert "python-dotenv" not in server.text
         assert "DOWNLOADER" not in server.text
 
 

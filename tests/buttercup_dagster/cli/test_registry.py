@@ -221,6 +221,15 @@ def test_a_refused_task_may_hold_any_number(call: Call, shared: TaskRegistry) ->
 # --- show ------------------------------------------------------------------------------------
 
 
+def test_show_a_cancelled_task_names_no_folder(call: Call, shared: TaskRegistry) -> None:
+    task_id = add_ready(shared, path="/srv/tasks/x")
+    shared.cancel(task_id)
+    facts = call("show", task_id).facts
+    assert facts["state"] == "canceled"
+    assert facts["machine"] == "worker-1"
+    assert "path" not in facts
+
+
 def test_show_a_ready_task(call: Call, shared: TaskRegistry) -> None:
     path = "/srv/a folder/jörg/tasks/x"
     task_id = add_ready(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -200,6 +201,32 @@ def test_no_key(home: Path, project: Path, capsys: pytest.CaptureFixture[str]) -
         f"there is no key in {home}/credentials; start `buttercup up`, or set "
         "BUTTERCUP_API_KEY_ID and BUTTERCUP_API_TOKEN to the key of the task server"
     )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "given", "lacking"),
+    [
+        ("BUTTERCUP_API_TOKEN", "a-token", "api_token", "api_key_id"),
+        ("BUTTERCUP_API_KEY_ID", str(uuid.uuid4()), "api_key_id", "api_token"),
+    ],
+)
+def test_half_a_key_is_refused(
+    *,
+    server: Client,
+    project: Path,
+    variable: str,
+    value: str,
+    given: str,
+    lacking: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("BUTTERCUP_API_KEY_ID", "BUTTERCUP_API_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    status, text = error_of(capsys, str(project), "--project_name", PROJECT)
+    assert status == 2
+    assert text.startswith(f"--{given} is set and --{lacking} is not; set both")
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_a_changed_tree_is_made_again(
     path, manifest = tree_of(Store(workspace.store))
     change(path / "curl/README")
     kept = verify(workspace, repair=False)
-    assert ("tree", "nothing was changed; run verify with --repair") in outcomes(kept)
+    assert ("tree", "nothing was changed; run verify without --no-repair") in outcomes(kept)
     found = verify(workspace)
     assert ("tree", AGAIN) in outcomes(found)
     assert manifest.differences(path) == []
