@@ -145,6 +145,7 @@ class Stack:
                 [*daemon, "run", "--workspace", str(workspace)],
                 self._environment,
                 lambda: self.sensor_seen() or self._daemon_works(),
+                needed=False,
             ),
             Service(
                 "dagster",
@@ -154,6 +155,7 @@ class Stack:
                 ],
                 self._environment,
                 lambda: _answers(f"{plan.dagster_url}/server_info"),
+                needed=False,
             ),
             Service(
                 "worker",
@@ -163,6 +165,7 @@ class Stack:
                 {**self._environment, "BUTTERCUP_DOWNLOADER_DRAIN_SECONDS": "0"},
                 self.worker_seen,
                 stop_seconds=WORKER_STOP_SECONDS,
+                needed=False,
             ),
         ]
 

@@ -59,6 +59,8 @@ class Service:
         healthy: whether it does its work; asked in the thread of the supervisor.
         start_seconds: how long it may take until then.
         stop_seconds: how long it may take to end in an orderly way; `STOP_SECONDS` if None.
+        needed: whether other services need it until they have ended. Those that nobody needs are
+            told to end first and at the same time.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Service:
     healthy: Callable[[], bool]
     start_seconds: float = 90.0
     stop_seconds: float | None = None
+    needed: bool = True
 
 
 @dataclass(slots=True)
@@ -80,6 +83,7 @@ class _Running:
     failed_starts: int = 0
     pause: float = 0.0
     next_start: float = 0.0
+    told_to_end: float | None = None
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
 
 
@@ -151,16 +155,26 @@ class Supervisor:
 
     def close(self) -> None:
         """Stop everything, the first started last, and leave no process behind."""
+        for one in self._running:
+            if not one.service.needed:
+                self._tell_to_end(one)
         # What is started later needs what was started before.
         for one in reversed(self._running):
             self._end(one)
         self._running.clear()
 
+    def _tell_to_end(self, one: _Running) -> float:
+        """Send SIGTERM, once; when it was sent."""
+        if one.told_to_end is None:
+            one.told_to_end = time.monotonic()
+            self._signal(one, signal.SIGTERM)
+        return one.told_to_end
+
     def _end(self, one: _Running) -> None:
-        self._signal(one, signal.SIGTERM)
+        end = self._tell_to_end(one) + (one.service.stop_seconds or STOP_SECONDS)
         if one.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                one.process.wait(one.service.stop_seconds or STOP_SECONDS)
+                one.process.wait(max(0.0, end - time.monotonic()))
             # Whatever it left in its group, and itself if it did not end.
             self._signal(one, signal.SIGKILL)
             one.process.wait()

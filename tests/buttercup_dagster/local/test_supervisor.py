@@ -108,6 +108,42 @@ def test_process_that_needs_longer_to_end_gets_its_time(
     assert done.exists()
 
 
+def test_what_nobody_needs_is_told_to_end_at_the_same_time(tmp_path: Path) -> None:
+    # Each ends in an orderly way only once the other has been told to end, too.
+    code = (
+        "import os, signal\n"
+        "def end(*_):\n"
+        "    mine, others = (os.environ[name] for name in ('MINE', 'OTHERS'))\n"
+        "    pathlib.Path(mine).touch()\n"
+        "    while not os.path.exists(others):\n"
+        "        time.sleep(0.01)\n"
+        "    pathlib.Path(mine + '.ended').touch()\n"
+        "    raise SystemExit\n"
+        f"signal.signal(signal.SIGTERM, end)\n{WORKS}\ntime.sleep(600)"
+    )
+    one, two, needed = (tmp_path / name for name in ("one", "two", "needed"))
+
+    def unneeded(mine: Path, others: Path) -> Service:
+        variables = {**os.environ, "MINE": str(mine), "OTHERS": str(others)}
+        return replace(
+            service(tmp_path, code, mine.name),
+            environment=variables,
+            needed=False,
+            stop_seconds=20.0,
+        )
+
+    last = (
+        f"import os, signal\ndef end(*_):\n    pathlib.Path({str(needed)!r}).write_text("
+        f"str(all(map(os.path.exists, {[f'{one}.ended', f'{two}.ended']!r}))))\n"
+        f"    raise SystemExit\nsignal.signal(signal.SIGTERM, end)\n{WORKS}\ntime.sleep(600)"
+    )
+    with Supervisor(Shown(), lambda: False) as supervisor:
+        assert supervisor.start(
+            service(tmp_path, last, "needed-by-others"), unneeded(one, two), unneeded(two, one)
+        )
+    assert needed.read_text() == "True"
+
+
 def test_what_ends_is_started_again(tmp_path: Path) -> None:
     shown = Shown()
     states: list[bool] = []
