@@ -31,7 +31,7 @@ SHARED_PREFIX = "BUTTERCUP_"
 SHARED_FIELDS = ("redis_url", "home")
 
 NEARLY = 0.85
-"""How much a name has to be like a shared variable to be taken for a misspelt one; 1 is the same."""
+"""How much a name has to be like a shared variable to be taken for it, misspelt; 1 is the same."""
 
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 

@@ -36,9 +36,7 @@ from task_api.task import normalize_uuid, printable
 
 Kind = Literal["archive", "tree", "task"]
 
-PREPARE_AGAIN: Final = (
-    "materialize its partition in Dagster; or cancel the task and post it under another id"
-)
+PREPARE_AGAIN: Final = "materialize its partition in Dagster, or post it under another id"
 """What puts the folder of a task in order."""
 
 _NOT_REPAIRED: Final = "nothing was changed; run verify without --no-repair"

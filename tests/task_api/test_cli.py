@@ -315,7 +315,7 @@ def test_settings_from_a_file(tmp_path: Path, redis_url: str) -> None:
         assert (
             "warning: BUTTERCUP_HOM is not a setting and is ignored; did you mean BUTTERCUP_HOME?"
         ) in server.text
-        assert "warning: .env, line 8: not NAME=VALUE, and ignored" in server.text
+        assert "warning: .env, line 9: not NAME=VALUE, and ignored" in server.text
         assert "python-dotenv" not in server.text
         assert "DOWNLOADER" not in server.text
 

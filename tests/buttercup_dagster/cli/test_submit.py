@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,7 +206,7 @@ def test_no_key(home: Path, project: Path, capsys: pytest.CaptureFixture[str]) -
     ("variable", "value", "given", "lacking"),
     [
         ("BUTTERCUP_API_TOKEN", "a-token", "api_token", "api_key_id"),
-        ("BUTTERCUP_API_KEY_ID", str(uuid.uuid4()), "api_key_id", "api_token"),
+        ("BUTTERCUP_API_KEY_ID", KEY_ID, "api_key_id", "api_token"),
     ],
 )
 def test_half_a_key_is_refused(

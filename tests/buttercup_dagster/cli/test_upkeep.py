@@ -70,7 +70,7 @@ def test_what_is_wrong_is_named_and_mended(
         "  made again from its archive",
         f"task {task.task_id}",
         "  src/curl/README: has another modification time",
-        "  materialize its partition in Dagster; or cancel the task and post it under another id",
+        "  materialize its partition in Dagster, or post it under another id",
         "compared 1 archive, 1 tree and 1 task: 2 not as it was written",
     ]
     assert max(map(len, [*kept, *mended])) <= COLUMNS
@@ -125,7 +125,7 @@ def test_what_cannot_be_compared_is_named(
         "  nothing was changed; remove the cause, and run verify again",
         f"task {task.task_id}",
         "  src/curl/extra: is not in the manifest",
-        "  materialize its partition in Dagster; or cancel the task and post it under another id",
+        "  materialize its partition in Dagster, or post it under another id",
         "compared 0 archives, 1 tree and 1 task: 1 not as it was written, 1 not compared",
     ]
 
