@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -95,6 +96,14 @@ class Commands:
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = variables
+        self._started: list[subprocess.Popen[str]] = []
+
+    def close(self) -> None:
+        """Kill what a failed test left running."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
     def environment(self, **variables: str) -> dict[str, str]:
         return {**os.environ, **self._variables, **variables}
@@ -126,7 +135,7 @@ class Commands:
         **variables: str,
     ) -> subprocess.Popen[str]:
         """Start with output and errors apart."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(BIN / program), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
@@ -135,6 +144,8 @@ class Commands:
             env=self.environment(**variables),
             start_new_session=True,
         )
+        self._started.append(process)
+        return process
 
     def python(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a piece of Python with the commands' modules at hand."""
@@ -224,8 +235,9 @@ class Terminal:
 
 
 @pytest.fixture
-def commands(compiled: dict[str, str]) -> Commands:
-    return Commands(compiled)
+def commands(compiled: dict[str, str]) -> Iterator[Commands]:
+    with contextlib.closing(Commands(compiled)) as made:
+        yield made
 
 
 def end(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str, str]:
