@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import time
 from typing import Final
 
 from buttercup_dagster.engine import Engine
@@ -60,7 +59,7 @@ class Housekeeping:
 
     def _keep(self) -> None:
         while not self._ending.wait(PAUSE_SECONDS * random.uniform(1, 2)):  # noqa: S311
-            self._stop = stop = Stop(int((time.time() + PASS_SECONDS) * 1000))
+            self._stop = stop = Stop.after(PASS_SECONDS)
             if self._ending.is_set():  # told before the new stop could be requested
                 return
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,7 +11,6 @@ from buttercup_dagster.engine import Engine
 from buttercup_dagster.sources.stop import Stop
 from buttercup_dagster.unwanted import remove_unwanted
 from task_api.registry import TaskRecord, TaskRegistry
-from task_api.task import UnknownTask
 
 UNCONFIRMED_MS: Final = 60_000
 """A run has this long to confirm its materialization by itself, milliseconds."""
@@ -79,7 +77,7 @@ def _find_missing(
             registry.materialized(entry.task_id)
             result.confirmed += 1
         elif len(result.missing) < MOST_MISSING:
-            record = _record(registry, entry.task_id)
+            (record,) = registry.get_many([entry.task_id])
             if record is None or record.state not in ANNOUNCED:
                 registry.materialized(entry.task_id)
             else:
@@ -87,14 +85,6 @@ def _find_missing(
 
 
 def _remove_unwanted(registry: TaskRegistry, engine: Engine, result: Reconciled) -> None:
-    stop = Stop(int((time.time() + REMOVAL_SECONDS) * 1000))
-    removal = remove_unwanted(registry, engine, stop=stop)
+    removal = remove_unwanted(registry, engine, stop=Stop.after(REMOVAL_SECONDS))
     result.removed = removal.tasks
     result.problems += removal.problems
-
-
-def _record(registry: TaskRegistry, task_id: str) -> TaskRecord | None:
-    try:
-        return registry.get(task_id)
-    except UnknownTask:
-        return None

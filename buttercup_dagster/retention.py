@@ -9,14 +9,12 @@ each may be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 from buttercup_dagster.engine import Engine
-from buttercup_dagster.sources.errors import DeadlinePassed, SourceError, Stopped
 from buttercup_dagster.sources.stop import Stop
-from buttercup_dagster.unwanted import Removal
+from buttercup_dagster.unwanted import Question, Removal, remove_each
 from task_api.registry import TaskRegistry
-from task_api.task import UnknownTask
 
 
 def retire_tasks(registry: TaskRegistry, *, older_than_ms: int, stop: Stop) -> int:
@@ -58,32 +56,25 @@ def remove_folders(registry: TaskRegistry, engine: Engine, *, stop: Stop) -> Rem
         RegistryUnavailable: Redis is away.
     """
     done = Removal()
-    while task_ids := registry.retired_folders(engine.machine, skip=len(done.problems)):
-        for task_id in task_ids:
-            if stop.stopped:
-                return done
-            try:
-                engine.remove(task_id, stop=stop, unwanted=_unwanted(registry, engine, task_id))
-            except (Stopped, DeadlinePassed):
-                return done
-            except SourceError as error:
-                done.problems.append(f"task {task_id}: {error}")
-                continue
-            registry.retired_folder_removed(engine.machine, task_id)
+    while not stop.stopped:
+        listed = registry.retired_folders(engine.machine, skip=len(done.problems))
+        if not listed:
+            break
+        questions = (
+            Question(task_id, partial(_is_unwanted, registry, engine, task_id))
+            for task_id in listed
+        )
+        for question, _ in remove_each(engine, questions, done, stop=stop):
+            registry.retired_folder_removed(engine.machine, question.task_id)
             done.tasks += 1
     return done
 
 
-def _unwanted(registry: TaskRegistry, engine: Engine, task_id: str) -> Callable[[], bool]:
-    """Asks whether what stands there is of the retired task, and not of one posted since."""
-
-    def unwanted() -> bool:
-        try:
-            record = registry.get(task_id)
-        except UnknownTask:
-            return True
-        # The new one has begun here, and so its own end takes care of the folder.
-        begun_here = record.machine == engine.machine
-        return not (begun_here and (record.state.live or record.path is not None))
-
-    return unwanted
+def _is_unwanted(registry: TaskRegistry, engine: Engine, task_id: str) -> bool:
+    """Whether what stands there is of the retired task, and not of one posted since."""
+    (record,) = registry.get_many([task_id])
+    if record is None:
+        return True
+    # The new one has begun here, and so its own end takes care of the folder.
+    begun_here = record.machine == engine.machine
+    return not (begun_here and (record.state.live or record.path is not None))

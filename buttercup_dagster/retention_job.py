@@ -1,6 +1,5 @@
 """The `retention` job, and the schedule that starts it when something is due."""
 
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -48,7 +47,7 @@ def remove_retired(
     days = config.older_than_days
     if days is None:
         days = downloader.settings.retention_days
-    stop = Stop(int((time.time() + config.seconds) * 1000))
+    stop = Stop.after(config.seconds)
     work = preview if config.dry_run else run_pass
 
     def run(_: Log) -> Pass:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from buttercup_dagster.engine import Engine
 from buttercup_dagster.sources.errors import DeadlinePassed, SourceError, Stopped
 from buttercup_dagster.sources.stop import Stop
-from task_api.registry import TaskRecord, TaskRegistry
-from task_api.task import TaskState, UnknownTask
+from task_api.operations import BATCH
+from task_api.registry import TaskRegistry
+from task_api.task import TaskState
 
 UNWANTED: Final = (TaskState.CANCELED, TaskState.EXPIRED, TaskState.ERRORED)
 """States in which nobody reads the folder of a task that is listed for removal."""
-
-AT_ONCE: Final = 200
-"""So many tasks are asked for in one round trip."""
 
 
 @dataclass
@@ -29,6 +29,52 @@ class Removal:
 
     tasks: int = 0
     problems: list[str] = field(default_factory=list)
+
+
+class Question:
+    """Whether nobody wants the folder of a task.
+
+    Attributes:
+        task_id: the task.
+        answer: the latest answer.
+    """
+
+    def __init__(self, task_id: str, ask: Callable[[], bool]) -> None:
+        self.task_id = task_id
+        self.answer = True
+        self._ask = ask
+
+    def __call__(self) -> bool:
+        """Ask, under the lock under which the folder is published."""
+        self.answer = self._ask()
+        return self.answer
+
+
+def remove_each(
+    engine: Engine, questions: Iterable[Question], done: Removal, *, stop: Stop
+) -> Iterator[tuple[Question, bool]]:
+    """Remove what this machine has of tasks, one after the other.
+
+    Args:
+        engine: this machine's.
+        questions: of the tasks.
+        done: gets what cannot be removed.
+        stop: ends the work between two tasks, and while a lock is waited for.
+
+    Yields:
+        Each task of which nothing unwanted is left, and whether there was a folder.
+    """
+    for question in questions:
+        if stop.stopped:
+            return
+        try:
+            removed = engine.remove(question.task_id, stop=stop, unwanted=question)
+        except (Stopped, DeadlinePassed):
+            return
+        except SourceError as error:
+            done.problems.append(f"task {question.task_id}: {error}")
+        else:
+            yield question, removed
 
 
 def remove_unwanted(registry: TaskRegistry, engine: Engine, *, stop: Stop) -> Removal:
@@ -45,43 +91,26 @@ def remove_unwanted(registry: TaskRegistry, engine: Engine, *, stop: Stop) -> Re
         RegistryUnavailable: Redis is away.
     """
     done = Removal()
-    listed = registry.removals()
-    for start in range(0, len(listed), AT_ONCE):
-        part = listed[start : start + AT_ONCE]
-        for task_id, record in zip(part, registry.get_many(part), strict=True):
-            if record is not None and record.machine not in {None, engine.machine}:
-                continue
-            if stop.stopped:
-                return done
-            asked = _Asked(registry, task_id)
-            try:
-                removed = engine.remove(task_id, stop=stop, unwanted=asked.unwanted)
-            except (Stopped, DeadlinePassed):
-                return done
-            except SourceError as error:
-                done.problems.append(f"task {task_id}: {error}")
-                continue
-            # What is wanted again was taken off the list when its task moved; perhaps it is on the
-            # list anew.
-            if asked.answer:
-                registry.removed(task_id)
-            done.tasks += removed
+    for question, removed in remove_each(engine, _listed(registry, engine), done, stop=stop):
+        # What is wanted again was taken off the list when its task moved; perhaps it is on the
+        # list anew.
+        if question.answer:
+            registry.removed(question.task_id)
+        done.tasks += removed
     return done
 
 
-@dataclass
-class _Asked:
-    """Whether nobody reads the folder of a task; one that is prepared again publishes over it."""
+def _listed(registry: TaskRegistry, engine: Engine) -> Iterator[Question]:
+    """What is listed for removal, without the tasks of other machines."""
+    listed = registry.removals()
+    for start in range(0, len(listed), BATCH):
+        part = listed[start : start + BATCH]
+        for task_id, record in zip(part, registry.get_many(part), strict=True):
+            if record is None or record.machine in {None, engine.machine}:
+                yield Question(task_id, partial(_is_unwanted, registry, task_id))
 
-    registry: TaskRegistry
-    task_id: str
-    answer: bool = True
 
-    def unwanted(self) -> bool:
-        record: TaskRecord | None
-        try:
-            record = self.registry.get(self.task_id)
-        except UnknownTask:
-            record = None
-        self.answer = record is None or record.state in UNWANTED
-        return self.answer
+def _is_unwanted(registry: TaskRegistry, task_id: str) -> bool:
+    """One that is prepared again publishes over it."""
+    (record,) = registry.get_many([task_id])
+    return record is None or record.state in UNWANTED

@@ -141,7 +141,7 @@ class RegistryGate:
             except RegistryError as error:
                 well = False
                 if before is not False:
-                    log.warning("%s; answering 503 until Redis can be used", str(error).rstrip("."))
+                    log.warning("%s; answering 503 until Redis can be used", error)
             except Exception:
                 well = False
                 if before is not False:

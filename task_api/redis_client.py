@@ -93,7 +93,9 @@ def translated() -> Iterator[None]:
     try:
         yield
     except _TROUBLE as error:
-        raise RegistryUnavailable(f"Redis cannot be used: {error}") from error
+        # Its text goes on, or stands within another one.
+        text = str(error).rstrip(".")
+        raise RegistryUnavailable(f"Redis cannot be used: {text}") from error
     except redis.ResponseError as error:
         # Older servers wrap the refusal of a command into the script's own error text.
         if _REFUSALS.search(str(error)):

@@ -105,10 +105,9 @@ def _launcher(program: str, settings: DownloaderSettings) -> WarmRunLauncher:
         with TaskRegistry.from_url(settings.redis_url) as registry:
             registry.initialize()
     except RegistryError as error:
-        text = str(error).rstrip(".")
         give_up(
             program,
-            f"{safe_redis_url(settings.redis_url)}: {text}; start that Redis, or name another with "
-            "--redis_url or BUTTERCUP_REDIS_URL",
+            f"{safe_redis_url(settings.redis_url)}: {error}; start that Redis, or name another "
+            "with --redis_url or BUTTERCUP_REDIS_URL",
         )
     return launcher

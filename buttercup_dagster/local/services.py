@@ -295,9 +295,8 @@ def _check_redis(url: str) -> None:
         with TaskRegistry.from_url(url) as registry:
             registry.ping()
     except ButtercupError as error:
-        text = str(error).rstrip(".")
         raise LocalError(
-            f"{safe_redis_url(url)}: {text}; start that Redis, or set no BUTTERCUP_REDIS_URL to "
+            f"{safe_redis_url(url)}: {error}; start that Redis, or set no BUTTERCUP_REDIS_URL to "
             "get an embedded one"
         ) from None
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 from buttercup_dagster.sources.errors import DeadlinePassed, Stopped
 
@@ -28,6 +29,11 @@ class Stop:
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._last_number = 0
         self._timer: threading.Timer | None = None
+
+    @classmethod
+    def after(cls, seconds: float) -> Self:
+        """A stop whose deadline is so far from now, seconds."""
+        return cls(int((time.time() + seconds) * 1000))
 
     @property
     def reason(self) -> str:
